@@ -1,0 +1,27 @@
+# Every target makes .venv when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKSPACE ?= workspace
+
+.PHONY: demo test lint clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Crescendo needs Python 3.11 or newer; pass PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,dev]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/crescendo --workspace $(WORKSPACE) demo
+
+test: .venv/.installed
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv workspace .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,12 @@
+"""The two errors that a command shows to its user without a stack trace."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: says what came, what was expected, what fixes it.
+
+    The command line ends with exit code 2.
+    """
+
+
+class ArtifactError(InputError):
+    """An artifact is missing, foreign or changed: says which id was wanted, which was found."""

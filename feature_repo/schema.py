@@ -1,0 +1,84 @@
+"""Column names, types, list lengths and defaults: the data contract and the feature views.
+
+Plain constants, no imports but pyarrow, so that other teams can depend on this file alone.
+"""
+
+import pyarrow as pa
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+# --- the data contract -----------------------------------------------------------------------
+
+TRACKS = pa.schema(
+    [
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("artist", pa.string()),
+        pa.field("tags", pa.list_(pa.string())),
+        pa.field("lyrics", pa.string()),
+        pa.field("audio_uri", pa.string()),
+        pa.field("released_at", TIMESTAMP),
+        pa.field("duration_s", pa.float64()),
+    ]
+)
+"""One row a track. `<modality>_vector` columns (fixed_size_list<float32>) may follow."""
+
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.int64(), nullable=False),
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("event_timestamp", TIMESTAMP, nullable=False),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("played_ratio", pa.float64()),
+        pa.field("session_id", pa.int64()),
+        pa.field("ingested_at", TIMESTAMP),
+    ]
+)
+"""One row a listening event. `ingested_at` is when the log received it; null means at once.
+
+A late event (ingested_at after event_timestamp) is invisible to features before it arrived.
+"""
+
+VECTOR_SUFFIX = "_vector"
+ACTIONS = ("play", "complete", "skip", "favourite")
+ACTION_CODES = {name: code for code, name in enumerate(ACTIONS, start=1)}
+LISTEN_ACTIONS = ("play", "complete", "favourite")
+"""The actions that enter a user's sequence: a skipped track was not listened to."""
+
+# --- entities --------------------------------------------------------------------------------
+
+USER_ID = "user_id"
+TRACK_ID = "track_id"
+EVENT_TIMESTAMP = "event_timestamp"
+
+# --- semantic ids ----------------------------------------------------------------------------
+
+JOINT = "joint"
+SID_SUFFIX = "_sid"
+GENERATION = "generation_id"
+
+
+def sid_column(family: str) -> str:
+    """Column of one ID family: `text` -> `text_sid`."""
+    return f"{family}{SID_SUFFIX}"
+
+
+# --- feature views ---------------------------------------------------------------------------
+
+USER_SEQUENCE = "user_sequence"
+USER_STATS = "user_stats"
+TRACK_STATS = "track_stats"
+TRACK_SEMANTIC_IDS = "track_semantic_ids"
+
+SEQUENCE_LENGTH = 20
+"""Listens kept per user, newest last: the paper's history length."""
+SEQUENCE_TRACK_IDS = "seq_track_ids"
+SEQUENCE_TIMESTAMPS = "seq_timestamps_s"
+SEQUENCE_ACTIONS = "seq_actions"
+SEQUENCE_COLUMNS = (SEQUENCE_TRACK_IDS, SEQUENCE_TIMESTAMPS, SEQUENCE_ACTIONS)
+
+STATS_WINDOWS_DAYS = (7, 28)
+STATS_COUNTS = ("plays", "completes", "skips", "favourites")
+STATS_COLUMNS = tuple(f"{count}_{days}d" for count in STATS_COUNTS for days in STATS_WINDOWS_DAYS)
+"""Counts over the days before the row's own day. `plays` counts every action but skips."""

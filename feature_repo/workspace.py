@@ -1,0 +1,78 @@
+"""Where everything a run makes lies: one folder, the layout of the platform's artifacts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from feature_repo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths under one workspace folder. Nothing is created until something is written."""
+
+    root: Path
+
+    @property
+    def tracks(self) -> Path:
+        """Contract table of the catalogue: a folder of parquet files."""
+        return self.root / "tables" / "tracks"
+
+    @property
+    def events(self) -> Path:
+        """Contract table of the listening log: a folder of parquet files."""
+        return self.root / "tables" / "events"
+
+    @property
+    def rejected(self) -> Path:
+        """Rows that broke the contract, with the reason."""
+        return self.root / "tables" / "rejected"
+
+    @property
+    def id_maps(self) -> Path:
+        """`users.parquet`, `tracks.parquet`: a source's own ids beside our int64 ones."""
+        return self.root / "tables" / "id_maps"
+
+    @property
+    def demo_world(self) -> Path:
+        """The demo's audio files and the hidden truth about its listeners."""
+        return self.root / "demo_world"
+
+    def embeddings(self, modality: str, encoder_id: str) -> Path:
+        return self.root / "embeddings" / modality / encoder_id
+
+    @property
+    def codebooks(self) -> Path:
+        return self.root / "codebooks"
+
+    @property
+    def generations(self) -> Path:
+        return self.root / "generations"
+
+    def feature_source(self, view: str) -> Path:
+        """Parquet source of one Feast view."""
+        return self.root / "features" / view
+
+    @property
+    def training_sets(self) -> Path:
+        return self.root / "training_sets"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def require(self, path: Path, made_by: str) -> Path:
+        """`path` if it exists, else an error that names the command that makes it."""
+        if not path.exists():
+            raise InputError(
+                f"workspace {self.root} has no {path.relative_to(self.root)}; "
+                f"run `crescendo --workspace {self.root} {made_by}`"
+            )
+        return path

@@ -1,0 +1,1 @@
+"""Quantizers, rankers and their metrics. Imports torch and numpy only."""

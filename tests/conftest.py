@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: the real data sets, and one Ray for the tests that need it."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """`shared_data(name)`: the folder of a real data set, or a skip that says it is missing."""
+
+    def folder(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"real data set {name} is not at {path}")
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """One local Ray for the whole test session, shut down at its end."""
+    from ray_jobs.ray_session import ray_session
+
+    with ray_session():
+        yield
