@@ -119,6 +119,11 @@ def read_manifest(folder: Path, *, kind: str, made_by: str, verify: bool = True)
     return manifest
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files of an artifact, in the order of their names."""
+    return sorted(folder.glob("*.parquet"))
+
+
 def newest(parent: Path, *, kind: str, made_by: str) -> Manifest:
     """The most recently made artifact under `parent`."""
     manifests = [

@@ -3,6 +3,8 @@
 Plain constants, no imports but pyarrow, so that other teams can depend on this file alone.
 """
 
+from datetime import UTC, datetime
+
 import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -57,6 +59,8 @@ EVENT_TIMESTAMP = "event_timestamp"
 JOINT = "joint"
 SID_SUFFIX = "_sid"
 GENERATION = "generation_id"
+CONTENT_SINCE = datetime(1970, 1, 2, tzinfo=UTC)
+"""Feast time of every semantic-ID row. Not the epoch itself: that is how stores spell missing."""
 
 
 def sid_column(family: str) -> str:
@@ -80,5 +84,23 @@ SEQUENCE_COLUMNS = (SEQUENCE_TRACK_IDS, SEQUENCE_TIMESTAMPS, SEQUENCE_ACTIONS)
 
 STATS_WINDOWS_DAYS = (7, 28)
 STATS_COUNTS = ("plays", "completes", "skips", "favourites")
-STATS_COLUMNS = tuple(f"{count}_{days}d" for count in STATS_COUNTS for days in STATS_WINDOWS_DAYS)
-"""Counts over the days before the row's own day. `plays` counts every action but skips."""
+
+
+def stats_columns(entity: str) -> tuple[str, ...]:
+    """Count columns of `user` or `track`: events in the days before the row's own day.
+
+    `plays` counts every action but skips.
+    """
+    return tuple(
+        f"{entity}_{count}_{days}d" for count in STATS_COUNTS for days in STATS_WINDOWS_DAYS
+    )
+
+
+def semantic_ids_view_name(generation_id: str) -> str:
+    """Feast view of one generation's IDs: Feast names take no hyphens."""
+    return f"{TRACK_SEMANTIC_IDS}_{generation_id.replace('-', '_')}"
+
+
+def ranker_service_name(release_id: str) -> str:
+    """Feast feature service of one release."""
+    return f"ranker_{release_id.replace('-', '_')}"

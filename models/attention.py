@@ -1,0 +1,43 @@
+"""Target attention over a listening history, and the tower that scores: the parts of DIN.
+
+Shapes: B rows, T history positions, D embedding width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class TargetAttention(nn.Module):
+    """h_B = sum_j a(key_j (+) query) key_j, with a = a feed-forward net giving one weight.
+
+    No softmax: the weights' sum keeps the strength of the interest (DIN, section 4.3; MCCA takes
+    the same form, paper section 2). Padding has weight 0; an empty history gives zeros.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        # W [key ; query] = W_key key + W_query query: the query's half once a row, not once a
+        # position, which saves half of the first layer.
+        self.from_key = nn.Linear(width, hidden)
+        self.from_query = nn.Linear(width, hidden, bias=False)
+        self.activation = nn.PReLU(hidden)
+        self.to_weight = nn.Linear(hidden, 1)
+
+    def weights(self, keys_BTD: Tensor, query_BD: Tensor, mask_BT: Tensor) -> Tensor:
+        """One weight a history position, (B, T)."""
+        hidden_BTH = self.from_key(keys_BTD) + self.from_query(query_BD).unsqueeze(1)
+        flat = self.activation(hidden_BTH.flatten(0, 1)).view_as(hidden_BTH)
+        return self.to_weight(flat).squeeze(-1) * mask_BT
+
+    def forward(self, keys_BTD: Tensor, query_BD: Tensor, mask_BT: Tensor) -> Tensor:
+        weights_BT = self.weights(keys_BTD, query_BD, mask_BT)
+        return torch.bmm(weights_BT.unsqueeze(1), keys_BTD).squeeze(1)
+
+
+def score_tower(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """MLP width -> hidden... -> 1 with PReLU, DIN's 200-80-1 by default."""
+    layers: list[nn.Module] = []
+    for outputs in hidden:
+        layers += [nn.Linear(width, outputs), nn.PReLU(outputs)]
+        width = outputs
+    return nn.Sequential(*layers, nn.Linear(width, 1))

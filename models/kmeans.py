@@ -1,0 +1,407 @@
+"""Lloyd's k-means over points [x ; alpha * p], with an exact nearest-centroid search.
+
+The first half x is data; the second half p, the *prefix* of PSRQ (paper section 1), is a sum of one
+row from each earlier codebook. That sum never exists as a matrix: its inner products come from
+K x K tables and its means from counts of (earlier code, new code) pairs. Without a prefix this is
+plain k-means.
+
+Shape suffixes: N rows, M rows of one chunk, S sampled rows, P (row, centroid) pairs, D dims,
+K codes, J earlier levels, T k-means++ trials.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST = 1e15
+"""Largest magnitude accepted: beyond it squares of float32 overflow."""
+CHUNK_ELEMENTS = 1 << 21
+"""Values held at once by a chunked step: 8 MB of float32, so that a chunk stays in cache."""
+INIT_ROWS_PER_CODE = 64
+INIT_ROWS_MIN = 8_192
+"""k-means++ looks at max(INIT_ROWS_MIN, k * INIT_ROWS_PER_CODE) sampled rows at most."""
+EPS = 2.0**-23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The second half of every point: alpha * p with p = sum_j books[j][codes_NJ[:, j]].
+
+    `codes_NJ` int64, `books` J tensors (K_j, D) float32, `weight` alpha > 0.
+    """
+
+    codes_NJ: Tensor
+    books: tuple[Tensor, ...]
+    weight: float
+
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """Unscaled p of a few rows, (M, D)."""
+        return prefix_sum(self.books, self.codes_NJ[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centroids:
+    """`x_KD` centroids of the data half, `prefix_KD` unscaled centroids of the prefix half."""
+
+    x_KD: Tensor
+    prefix_KD: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans:
+    """A fit. `objective` = sum over rows of ||x - c||^2 + alpha^2 ||p - c_p||^2 for `codes_N`."""
+
+    centroids: Centroids
+    codes_N: Tensor
+    objective: float
+    objectives: tuple[float, ...]
+    """The same sum after each centroid update: the fit's curve, never increasing."""
+    iterations: int
+    converged: bool
+    repaired: int
+    """How often an empty cluster was moved to a far point."""
+
+
+def check_rows(x_ND: Tensor) -> Tensor:
+    """`x_ND` as float32 (N, D); ValueError naming the first row that cannot be clustered."""
+    if x_ND.ndim != 2 or x_ND.shape[0] == 0 or x_ND.shape[1] == 0:
+        raise ValueError(
+            f"vectors must be (rows, dims) with at least one of each, got {tuple(x_ND.shape)}"
+        )
+    x_ND = x_ND.to(torch.float32)
+    bad_N = torch.cat([~(x_ND[part].abs().amax(1) <= LARGEST) for part in chunks(x_ND)])  # NaN too
+    if bad_N.any():
+        first, count = int(bad_N.nonzero()[0]), int(bad_N.sum())
+        raise ValueError(
+            f"row {first} holds a value that is not finite or beyond {LARGEST:g}; "
+            f"{count} of {len(bad_N)} rows do"
+        )
+    return x_ND
+
+
+def chunks(x_ND: Tensor, width: int = 0) -> Iterator[slice]:
+    """Row slices of at most CHUNK_ELEMENTS values, counting `width` more values a row."""
+    size = max(256, min(8192, CHUNK_ELEMENTS // max(1, x_ND.shape[1] + width)))
+    for start in range(0, len(x_ND), size):
+        yield slice(start, min(start + size, len(x_ND)))
+
+
+def prefix_sum(books: tuple[Tensor, ...], codes_MJ: Tensor) -> Tensor:
+    """p = X - X_l = sum of the codebook rows already subtracted (paper section 1), (M, D)."""
+    p_MD = books[0][codes_MJ[:, 0]]
+    for j in range(1, codes_MJ.shape[1]):
+        p_MD = p_MD + books[j][codes_MJ[:, j]]
+    return p_MD
+
+
+class NearestCentroid:
+    """argmin_k ||x - c_k||^2 + alpha^2 ||p - c_p,k||^2, prepared once for one set of centroids.
+
+    The codes are those of float64 arithmetic, ties to the lowest index, and depend on nothing but
+    the row: float32 products propose, and every centroid within their worst rounding error of the
+    best is scored again in float64 by the formula above. So neither batch, chunk nor BLAS can
+    change a code.
+    """
+
+    def __init__(
+        self, centroids: Centroids, books: tuple[Tensor, ...] = (), weight: float = 0.0
+    ) -> None:
+        self.centroids, self.books, self.weight = centroids, books, weight
+        c_KD = centroids.x_KD.double()
+        # argmin ||x - c||^2 = argmax (x-m).(c-m) - ||c-m||^2/2 for any m; the mean keeps it small.
+        self.centre_D = c_KD.mean(0).float()
+        c_KD = c_KD - self.centre_D.double()
+        self.c_DK = c_KD.float().T.contiguous()
+        self.c_norm = float(c_KD.norm(dim=1).max())
+        bias_K = -0.5 * c_KD.square().sum(1)
+        tables: list[Tensor] = []
+        if centroids.prefix_KD is not None:
+            q_KD = centroids.prefix_KD.double()
+            mean_D = q_KD.mean(0)
+            q_KD = q_KD - mean_D
+            bias_K = bias_K - 0.5 * weight**2 * q_KD.square().sum(1)
+            # alpha^2 (p-m).(c_p-m) = sum_j alpha^2 book_j[code_j].(c_p-m), m folded into book 0
+            tables = [
+                weight**2 * (book.double() - mean_D * (j == 0)) @ q_KD.T
+                for j, book in enumerate(books)
+            ]
+            tables[0] += bias_K
+        self.tables = [table.float() for table in tables]
+        self.bias_K = bias_K.float()
+        self.table_norm = sum(float(t.abs().max()) for t in self.tables or [self.bias_K])
+        # A copy of an earlier centroid loses every tie: leave it out, exact scoring is dearer.
+        both_KD = (
+            centroids.x_KD
+            if centroids.prefix_KD is None
+            else torch.cat([centroids.x_KD, centroids.prefix_KD], 1)
+        )
+        group_K = torch.unique(both_KD, dim=0, return_inverse=True)[1]
+        index_K = torch.arange(len(group_K), device=group_K.device)
+        first_K = torch.full_like(group_K, len(group_K)).scatter_reduce(0, group_K, index_K, "amin")
+        self.copies = (first_K[group_K] != index_K).nonzero()[:, 0]
+
+    def __call__(self, x_ND: Tensor, codes_NJ: Tensor | None = None) -> Tensor:
+        """Codes (N,) int64 of float32 rows; `codes_NJ` are the rows' codes in `books`."""
+        parts = [
+            self._chunk(x_ND[part], None if codes_NJ is None else codes_NJ[part])
+            for part in chunks(x_ND, self.c_DK.shape[1])
+        ]
+        return torch.cat(parts)
+
+    def _chunk(self, x_MD: Tensor, codes_MJ: Tensor | None) -> Tensor:
+        shifted_MD = x_MD - self.centre_D
+        if self.tables and codes_MJ is not None:
+            scores_MK = self.tables[0][codes_MJ[:, 0]]
+            for j in range(1, len(self.tables)):
+                scores_MK += self.tables[j][codes_MJ[:, j]]
+            scores_MK.addmm_(shifted_MD, self.c_DK)
+        else:
+            scores_MK = torch.addmm(self.bias_K, shifted_MD, self.c_DK)
+        scores_MK[:, self.copies] = -math.inf
+        best_M, codes_M = scores_MK.max(1)
+        # A sum of D products is off by D * EPS/2 * ||x|| ||c|| at most, and both scores may be.
+        norm_M = torch.linalg.vector_norm(shifted_MD, dim=1)
+        steps = EPS * (x_MD.shape[1] + len(self.tables) + 8)
+        margin_M = steps * (norm_M * self.c_norm + self.table_norm) + 1e-35
+        close_MK = scores_MK >= (best_M - margin_M)[:, None]
+        open_M = (close_MK.sum(1, dtype=torch.int32) > 1).nonzero()[:, 0]
+        if len(open_M):
+            codes_M[open_M] = self._exact(
+                x_MD[open_M], None if codes_MJ is None else codes_MJ[open_M], close_MK[open_M]
+            )
+        return codes_M
+
+    def _exact(self, x_MD: Tensor, codes_MJ: Tensor | None, close_MK: Tensor) -> Tensor:
+        row_P, code_P = close_MK.nonzero().unbind(1)
+        distance_P = torch.empty(len(row_P), dtype=torch.float64, device=x_MD.device)
+        size = max(1, CHUNK_ELEMENTS // (4 * x_MD.shape[1]))
+        for start in range(0, len(row_P), size):
+            part = slice(start, start + size)
+            row, code = row_P[part], code_P[part]
+            distance = (x_MD[row].double() - self.centroids.x_KD[code].double()).square().sum(1)
+            if self.centroids.prefix_KD is not None and codes_MJ is not None:
+                p_PD = prefix_sum(self.books, codes_MJ[row]).double()
+                half = (p_PD - self.centroids.prefix_KD[code].double()).square().sum(1)
+                distance += self.weight**2 * half
+            distance_P[part] = distance
+        m, k = close_MK.shape
+        least_M = torch.full((m,), math.inf, dtype=torch.float64, device=x_MD.device)
+        least_M.scatter_reduce_(0, row_P, distance_P, "amin")
+        wins_P = distance_P == least_M[row_P]
+        codes_M = torch.full((m,), k, dtype=torch.int64, device=x_MD.device)
+        return codes_M.scatter_reduce_(0, row_P[wins_P], code_P[wins_P], "amin")
+
+
+def initial_centroids(
+    x_ND: Tensor, k: int, *, prefix: Prefix | None = None, seed: int = 0
+) -> Centroids:
+    """Greedy k-means++ on a seeded sample of rows: k rows, far apart in [x ; alpha * p].
+
+    With fewer than k distinct rows each is a centroid, and the rest are copies of centroid 0:
+    unused, because a tie goes to the lowest index.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    limit = max(INIT_ROWS_MIN, k * INIT_ROWS_PER_CODE)
+    index_S = torch.arange(len(x_ND))
+    if len(x_ND) > limit:
+        index_S = torch.randperm(len(x_ND), generator=generator)[:limit].sort().values
+    # Distances do not change when the data, or book 0, is centred: only their rounding does.
+    sample_SD = x_ND[index_S] - x_ND[index_S].double().mean(0).float()
+    norm_S = sample_SD.square().sum(1)
+    if prefix is not None:
+        books = (prefix.books[0] - prefix.books[0].mean(0), *prefix.books[1:])
+        taken = Prefix(codes_NJ=prefix.codes_NJ[index_S], books=books, weight=prefix.weight)
+        for part in chunks(sample_SD):
+            norm_S[part] += taken.weight**2 * taken.rows(part).square().sum(1)
+    noise = 4 * EPS * (x_ND.shape[1] + 8)
+
+    def distances(pick_T: Tensor) -> Tensor:
+        """Squared distances (S, T); what rounding alone explains is 0: a duplicate."""
+        cross_ST = sample_SD @ sample_SD[pick_T].T
+        if prefix is not None:
+            target_TD = taken.rows(pick_T)
+            for j, book in enumerate(taken.books):
+                cross_ST += taken.weight**2 * (book @ target_TD.T)[taken.codes_NJ[:, j]]
+        size_ST = norm_S[:, None] + norm_S[pick_T]
+        squared_ST = size_ST - 2 * cross_ST
+        return torch.where(squared_ST > noise * size_ST, squared_ST, 0.0).double()
+
+    first = torch.randint(len(index_S), (1,), generator=generator)
+    picks, nearest_S = [int(first)], distances(first)[:, 0]
+    trials = 2 + int(math.log(k))
+    while len(picks) < k:
+        mass_S = nearest_S.cumsum(0)
+        if mass_S[-1] <= 0:
+            break
+        draw_T = torch.rand(trials, generator=generator, dtype=torch.float64) * mass_S[-1]
+        pick_T = torch.searchsorted(mass_S, draw_T, right=True).clamp_max(len(index_S) - 1)
+        after_ST = torch.minimum(nearest_S[:, None], distances(pick_T))
+        best = int(after_ST.sum(0).argmin())
+        picks.append(int(pick_T[best]))
+        nearest_S = after_ST[:, best]
+    picks += picks[:1] * (k - len(picks))
+    chosen_K = index_S[torch.tensor(picks)]
+    return Centroids(
+        x_KD=x_ND[chosen_K].clone(), prefix_KD=None if prefix is None else prefix.rows(chosen_K)
+    )
+
+
+def kmeans(
+    x_ND: Tensor,
+    k: int,
+    *,
+    prefix: Prefix | None = None,
+    start: Centroids | None = None,
+    iterations: int = 25,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> KMeans:
+    """Lloyd's algorithm from `start`, or from `initial_centroids(..., seed)`.
+
+    Ends after `iterations` centroid updates, when no code moved, or when an update lowered the
+    objective by less than `tolerance` of itself (0: never for that reason). Raises ValueError for
+    rows that `check_rows` refuses, k < 1, or a `start` of another shape.
+    """
+    x_ND = check_rows(x_ND)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    centroids = start or initial_centroids(x_ND, k, prefix=prefix, seed=seed)
+    if centroids.x_KD.shape != (k, x_ND.shape[1]):
+        raise ValueError(f"start must be {(k, x_ND.shape[1])}, got {tuple(centroids.x_KD.shape)}")
+    means = _Means(x_ND, k, prefix)
+    objectives: list[float] = []
+    repaired, converged = 0, False
+    codes_N = torch.full((len(x_ND),), -1)
+    while True:
+        found_N = nearest(x_ND, centroids, prefix)
+        if converged or len(objectives) == iterations:
+            break
+        filled_N = _fill_empty(x_ND, found_N, centroids, prefix)
+        if torch.equal(filled_N, codes_N):
+            converged = True
+            break
+        codes_N = filled_N
+        repaired += int((filled_N != found_N).sum())
+        centroids, objective = means.update(codes_N, centroids)
+        objectives.append(objective)
+        if len(objectives) > 1:
+            converged = objectives[-2] - objective < tolerance * objective
+    return KMeans(
+        centroids=centroids,
+        codes_N=found_N,
+        objective=float(_distances(x_ND, found_N, centroids, prefix).sum()),
+        objectives=tuple(objectives),
+        iterations=len(objectives),
+        converged=converged,
+        repaired=repaired,
+    )
+
+
+def nearest(x_ND: Tensor, centroids: Centroids, prefix: Prefix | None = None) -> Tensor:
+    """Codes (N,) of the nearest centroids, for one call with one set of centroids."""
+    if prefix is None:
+        return NearestCentroid(centroids)(x_ND)
+    return NearestCentroid(centroids, prefix.books, prefix.weight)(x_ND, prefix.codes_NJ)
+
+
+class _Means:
+    """Cluster means of a whole fit: float64 sums, to which only rows that moved are added.
+
+    A float64 sum of float32 values of like magnitude is exact, so nothing drifts, and the mean of
+    equal rows is that row: the residual of a duplicate is 0, not rounding noise.
+    """
+
+    def __init__(self, x_ND: Tensor, k: int, prefix: Prefix | None) -> None:
+        self.x_ND, self.prefix = x_ND, prefix
+        self.codes_N = torch.full((len(x_ND),), -1)
+        self.sums_KD = torch.zeros(k, x_ND.shape[1], dtype=torch.float64)
+        self.mean_D = torch.stack([x_ND[part].double().sum(0) for part in chunks(x_ND)]).sum(0)
+        self.mean_D /= len(x_ND)
+        self.total = 0.0
+        for part in chunks(x_ND):
+            self.total += float((x_ND[part].double() - self.mean_D).square().sum())
+        if prefix is not None:
+            self.prefix_mean_D = self._prefix_sums(torch.zeros_like(self.codes_N), 1)[0]
+            self.prefix_mean_D /= len(x_ND)
+            for part in chunks(x_ND):
+                p_MD = prefix.rows(part).double() - self.prefix_mean_D
+                self.total += prefix.weight**2 * float(p_MD.square().sum())
+
+    def _prefix_sums(self, codes_N: Tensor, k: int) -> Tensor:
+        """Sums (k, D) of p over each cluster: counts of (earlier code, code) pairs times books."""
+        assert self.prefix is not None
+        sums_KD = torch.zeros(k, self.x_ND.shape[1], dtype=torch.float64)
+        for j, book in enumerate(self.prefix.books):
+            pair_N = self.prefix.codes_NJ[:, j] * k + codes_N
+            count_JK = torch.bincount(pair_N, minlength=len(book) * k).view(len(book), k)
+            sums_KD += count_JK.double().T @ book.double()
+        return sums_KD
+
+    def update(self, codes_N: Tensor, old: Centroids) -> tuple[Centroids, float]:
+        """Means of `codes_N` (an empty cluster keeps its old centroid), and their objective."""
+        changed_N = (codes_N != self.codes_N).nonzero()[:, 0]
+        for index_M in changed_N.split(CHUNK_ELEMENTS // self.x_ND.shape[1] + 1):
+            x_MD, was_M = self.x_ND[index_M].double(), self.codes_N[index_M]
+            self.sums_KD.index_add_(0, codes_N[index_M], x_MD)
+            had_M = was_M >= 0
+            if had_M.any():
+                self.sums_KD.index_add_(0, was_M[had_M], x_MD[had_M], alpha=-1)
+        self.codes_N = codes_N
+        k = len(self.sums_KD)
+        count_K1 = torch.bincount(codes_N, minlength=k).double()[:, None]
+        mean_KD = self.sums_KD / count_K1.clamp_min(1)
+        x_KD = torch.where(count_K1 > 0, mean_KD.float(), old.x_KD)
+        # sum ||x - c||^2 = total - sum_k n_k ||c_k - mean||^2 for the means c_k of a partition
+        objective = self.total - float((count_K1 * (mean_KD - self.mean_D).square()).sum())
+        if self.prefix is None or old.prefix_KD is None:
+            return Centroids(x_KD=x_KD), max(0.0, objective)
+        mean_KD = self._prefix_sums(codes_N, k) / count_K1.clamp_min(1)
+        between = float((count_K1 * (mean_KD - self.prefix_mean_D).square()).sum())
+        objective -= self.prefix.weight**2 * between
+        prefix_KD = torch.where(count_K1 > 0, mean_KD.float(), old.prefix_KD)
+        return Centroids(x_KD=x_KD, prefix_KD=prefix_KD), max(0.0, objective)
+
+
+def _distances(
+    x_ND: Tensor, codes_N: Tensor, centroids: Centroids, prefix: Prefix | None
+) -> Tensor:
+    """Squared distance (N,) of every row to its code's centroid; exactly 0 for equal rows."""
+    parts = []
+    for part in chunks(x_ND):
+        distance_M = (x_ND[part] - centroids.x_KD[codes_N[part]]).square().sum(1).double()
+        if prefix is not None and centroids.prefix_KD is not None:
+            q_MD = prefix.rows(part) - centroids.prefix_KD[codes_N[part]]
+            distance_M += prefix.weight**2 * q_MD.square().sum(1)
+        parts.append(distance_M)
+    return torch.cat(parts)
+
+
+def _fill_empty(
+    x_ND: Tensor, codes_N: Tensor, centroids: Centroids, prefix: Prefix | None
+) -> Tensor:
+    """`codes_N` with each empty cluster given the row farthest from its own centroid.
+
+    Chosen one by one among the farthest rows, so that two empty clusters never get equal rows. A
+    cluster stays empty when every row lies on its centroid: fewer distinct rows than clusters.
+    """
+    count_K = torch.bincount(codes_N, minlength=len(centroids.x_KD))
+    empty = (count_K == 0).nonzero()[:, 0].tolist()
+    if not empty:
+        return codes_N
+    distance_N = _distances(x_ND, codes_N, centroids, prefix) * (count_K[codes_N] > 1)
+    pool_S = distance_N.sort(descending=True, stable=True).indices[: 8 * len(empty)]
+    far_S, x_SD, codes_N = distance_N[pool_S], x_ND[pool_S], codes_N.clone()
+    for code in empty:
+        pick = int(far_S.argmax())
+        if far_S[pick] <= 0:
+            break
+        codes_N[pool_S[pick]] = code
+        to_pick_S = (x_SD - x_SD[pick]).square().sum(1).double()
+        if prefix is not None:
+            p_SD = prefix.rows(pool_S)
+            to_pick_S += prefix.weight**2 * (p_SD - p_SD[pick]).square().sum(1)
+        far_S = torch.minimum(far_S, to_pick_S)
+    return codes_N

@@ -1,0 +1,369 @@
+"""The `crescendo` command line.
+
+Every command is also a function with the same options. Heavy imports happen inside the commands,
+so that `crescendo --help` answers at once. The last line on standard output is one JSON object;
+progress goes to standard error. Exit code 0; 2 for wrong options or input; 1 for a failure.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feature_repo.errors import InputError
+from feature_repo.workspace import Workspace
+
+app = typer.Typer(
+    help="Semantic IDs, features, training and ranking for a music catalogue.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Generation = Annotated[str | None, typer.Option(help="Generation id; the newest when not given.")]
+ModelId = Annotated[str | None, typer.Option(help="Model id; the newest when not given.")]
+LabelRule = Annotated[str, typer.Option(help="complete, favourite, replayed or sampled_negatives.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training part.")]
+BatchSize = Annotated[int, typer.Option(help="Rows of one optimizer step, over all workers.")]
+LearningRate = Annotated[float, typer.Option(help="Adam's learning rate.")]
+Workers = Annotated[int, typer.Option(help="Ray Train workers.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="One CUDA device a worker.")]
+Source = Annotated[
+    str,
+    typer.Option(help="hetrec-spotify, 30music-subset, tiktok-mm, music4all, demo-world or table."),
+]
+SourcePath = Annotated[Path, typer.Option("--path", help="Folder (or file) of the source.")]
+Mapping = Annotated[
+    Path | None, typer.Option(help="Column mapping, a JSON file, for --source table.")
+]
+MaxRejected = Annotated[
+    float, typer.Option(help="Share of unexpectedly rejected rows above which to stop.")
+]
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    workspace: Annotated[
+        Path, typer.Option(help="Folder that everything is read from and written to.")
+    ] = Path("workspace"),
+) -> None:
+    from ray_jobs.progress import configure_logging
+
+    configure_logging()
+    context.obj = Workspace(workspace)
+
+
+def answer(result: dict[str, Any]) -> None:
+    """The command's last line: one JSON object."""
+    typer.echo(json.dumps(result))
+
+
+@app.command()
+def ingest(
+    context: typer.Context,
+    source: Source,
+    path: SourcePath,
+    mapping: Mapping = None,
+    max_rejected_share: MaxRejected = 0.05,
+) -> None:
+    """Source data -> the contract tables of tracks and events."""
+    from ray_jobs.ingest import IngestOptions, ingest
+
+    options = IngestOptions(
+        source=source, path=path, mapping=mapping, max_rejected_share=max_rejected_share
+    )
+    answer(ingest(context.obj, options))
+
+
+@app.command()
+def embed(
+    context: typer.Context,
+    modality: Annotated[str, typer.Option(help="text, audio or another name.")],
+    encoder: Annotated[
+        str, typer.Option(help="spectral, vectors, or a Hugging Face encoder's package name.")
+    ],
+    encoder_path: Annotated[
+        Path | None, typer.Option(help="Local folder of the Hugging Face encoder.")
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Do the tracks again that failed.")
+    ] = False,
+) -> None:
+    """Embedding vectors of the tracks that have none yet."""
+    from ray_jobs.embed import EmbedOptions, embed
+
+    options = EmbedOptions(
+        modality=modality, encoder=encoder, encoder_path=encoder_path, retry_errors=retry_errors
+    )
+    answer(embed(context.obj, options))
+
+
+@app.command()
+def quantize(
+    context: typer.Context,
+    method: Annotated[str, typer.Option(help="psrq, rq or vq.")] = "psrq",
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "text,audio",
+    levels: Annotated[int, typer.Option(help="Codes in an ID.")] = 3,
+    codes: Annotated[int, typer.Option(help="Codes in a codebook.")] = 128,
+    prefix_weight: Annotated[str, typer.Option(help="auto or a number; 1 is the paper.")] = "auto",
+    preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "standard",
+    seed: int = 0,
+) -> None:
+    """Fits the codebooks of all families and assigns a generation of semantic IDs."""
+    from ray_jobs.quantize import QuantizeOptions, quantize
+
+    try:
+        weight: float | str = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
+    except ValueError as error:
+        raise InputError(
+            f"prefix_weight must be auto or a number, got {prefix_weight!r}"
+        ) from error
+    options = QuantizeOptions(
+        method=method,
+        modalities=tuple(modalities.split(",")),
+        levels=levels,
+        codes=codes,
+        prefix_weight=weight,
+        preprocess=preprocess,
+        seed=seed,
+    )
+    answer(quantize(context.obj, options))
+
+
+@app.command()
+def assign(context: typer.Context, generation: Generation = None) -> None:
+    """IDs for tracks that have none, from a generation's frozen codebooks."""
+    from ray_jobs.assign import assign
+
+    answer(assign(context.obj, generation))
+
+
+@app.command()
+def sequences(
+    context: typer.Context,
+    length: Annotated[int, typer.Option(help="Listens kept per user.")] = 20,
+) -> None:
+    """Listening log -> the sources of the sequence and statistics features."""
+    from ray_jobs.sequences import SequenceOptions, sequences
+
+    answer(sequences(context.obj, SequenceOptions(length=length)))
+
+
+@app.command()
+def publish(context: typer.Context, generation: Generation = None) -> None:
+    """feast apply, then materialize every view and check what came online."""
+    from ray_jobs.publish import publish
+
+    answer(publish(context.obj, generation))
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="mcca or din.")] = "mcca",
+    generation: Generation = None,
+    label_rule: LabelRule = "complete",
+    epochs: Epochs = 3,
+    batch_size: BatchSize = 512,
+    learning_rate: LearningRate = 1e-3,
+    workers: Workers = 1,
+    gpu: Gpu = False,
+    seed: int = 0,
+) -> None:
+    """A training set from Feast, and a ranker trained on it by Ray Train."""
+    from ray_jobs.impressions import ImpressionOptions
+    from ray_jobs.train import TrainOptions, train
+
+    options = TrainOptions(
+        model=model,
+        generation=generation,
+        impressions=ImpressionOptions(label_rule=label_rule),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        gpu=gpu,
+        seed=seed,
+    )
+    answer(train(context.obj, options))
+
+
+@app.command()
+def evaluate(context: typer.Context, model_id: ModelId = None) -> None:
+    """Scores a model's test part again."""
+    from ray_jobs.evaluate import evaluate
+
+    answer(evaluate(context.obj, model_id))
+
+
+@app.command()
+def study(
+    context: typer.Context,
+    models: Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")] = (
+        "din,mcca"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
+    label_rule: LabelRule = "complete",
+    epochs: Epochs = 3,
+) -> None:
+    """Many models x seeds on the same rows, with paired differences."""
+    from ray_jobs.study import StudyOptions, study
+
+    answer(study(context.obj, _study_options(StudyOptions, models, seeds, label_rule, epochs)))
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    source: Source,
+    path: SourcePath,
+    mapping: Mapping = None,
+    max_rejected_share: MaxRejected = 0.05,
+    label_rule: LabelRule = "complete",
+    models: Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")] = (
+        "din,mcca"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
+    epochs: Epochs = 3,
+) -> None:
+    """All steps on one source, from ingest to a live release and its report."""
+    from ray_jobs.ingest import IngestOptions
+    from ray_jobs.pipeline import PipelineOptions, run_pipeline
+    from ray_jobs.report import print_study, report
+    from ray_jobs.study import StudyOptions
+
+    options = PipelineOptions(
+        ingest=IngestOptions(
+            source=source, path=path, mapping=mapping, max_rejected_share=max_rejected_share
+        ),
+        study=_study_options(StudyOptions, models, seeds, label_rule, epochs),
+    )
+    result = run_pipeline(context.obj, options)
+    result["release"] = _release_best(context.obj, result["study"])
+    result["report"] = report(context.obj)["path"]
+    print_study(result["study"], ceiling=None)
+    answer(result)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    scale: Annotated[float, typer.Option(help="Listeners and events, as a factor.")] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+) -> None:
+    """Everything on a small world of real tunes and simulated listeners."""
+    from ray_jobs.demo import DemoOptions, demo
+    from ray_jobs.demo_world.world import DemoWorldOptions
+    from ray_jobs.report import print_study, report
+    from ray_jobs.study import StudyOptions
+
+    options = DemoOptions(
+        world=DemoWorldOptions(scale=scale, seed=seed), study=StudyOptions(seeds=seeds)
+    )
+    result = demo(context.obj, options)
+    result["release"] = _release_best(context.obj, result["study"])
+    result["report"] = report(context.obj)["path"]
+    print_study(result["study"], ceiling=result["ceiling"])
+    answer(result)
+
+
+@app.command()
+def release(context: typer.Context, model_id: ModelId = None) -> None:
+    """Checks that model, generation and features fit, and makes them the live release."""
+    from serving.releases import make_release
+
+    answer(make_release(context.obj, model_id))
+
+
+@app.command()
+def rollback(context: typer.Context) -> None:
+    """Makes the release before the live one live again."""
+    from serving.releases import rollback
+
+    answer(rollback(context.obj))
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
+    replicas: Annotated[int, typer.Option(help="Processes that rank.")] = 1,
+) -> None:
+    """Serves the live release until it is interrupted."""
+    from serving.deployment import running, wait_for_signal
+    from serving.releases import live_release
+
+    live = live_release(context.obj)
+    with running(context.obj, host=host, port=port, replicas=replicas) as url:
+        typer.echo(f"serving {live.release_id} at {url}/v1/rank; stop with Ctrl-C", err=True)
+        wait_for_signal()
+    answer({"release_id": live.release_id, "url": url})
+
+
+@app.command()
+def rank(
+    context: typer.Context,
+    user: Annotated[int, typer.Option(help="User id.")],
+    candidates: Annotated[str, typer.Option(help="Track ids, comma-separated.")],
+) -> None:
+    """Ranks candidates for a user with the live release, in this process."""
+    from pydantic import ValidationError
+
+    from serving.app import RankRequest
+    from serving.app import rank as answer_rank
+    from serving.ranker import ReleaseRanker
+    from serving.releases import live_release
+
+    try:
+        request = RankRequest(
+            user_id=user, candidates=[int(track) for track in candidates.split(",")]
+        )
+    except (ValidationError, ValueError) as error:
+        raise InputError(f"candidates must be track ids, comma-separated: {error}") from error
+    ranker = ReleaseRanker(context.obj, live_release(context.obj))
+    answer(answer_rank(ranker, request).model_dump())
+
+
+@app.command()
+def report(context: typer.Context) -> None:
+    """One self-contained HTML page about the workspace."""
+    from ray_jobs.report import report
+
+    answer(report(context.obj))
+
+
+def _study_options(kind: Any, models: str, seeds: int, label_rule: str, epochs: int) -> Any:
+    from ray_jobs.impressions import ImpressionOptions
+    from ray_jobs.train import TrainOptions
+
+    return kind(
+        models=tuple(models.split(",")),
+        seeds=seeds,
+        train=TrainOptions(epochs=epochs, impressions=ImpressionOptions(label_rule=label_rule)),
+    )
+
+
+def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]:
+    """Makes the model whose kind has the best mean AUC the live release."""
+    from serving.releases import make_release
+
+    best = max(study["models"].values(), key=lambda summary: summary["auc"]["mean"])
+    return make_release(workspace, best["model_ids"][0])
+
+
+def main() -> None:
+    """Entry point of the `crescendo` command."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Numbers for the ids of a source: id maps for tracks and users, and ids for events.
+
+Integer ids stay as they are. Strings are numbered in their sorted order, and the map from string
+to number is kept with the tables, so that the same source ingested again keeps its numbers.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo.artifacts import MANIFEST, file_sha256, read_manifest
+from feature_repo.errors import ArtifactError
+from feature_repo.schema import ACTIONS
+from feature_repo.workspace import Workspace
+
+TABLES = "tables"
+"""The kind of artifact that the contract tables are."""
+
+ID_MAP = pa.schema([pa.field("source_id", pa.string()), pa.field("id", pa.int64())])
+NOTHING_KNOWN = ID_MAP.empty_table()
+BEFORE_ALL = np.iinfo(np.int64).min
+
+
+def known_ids(workspace: Workspace, source: str) -> dict[str, pa.Table]:
+    """`tracks` and `users`: the id maps of an earlier ingest of the same source, or empty ones."""
+    known = {"tracks": NOTHING_KNOWN, "users": NOTHING_KNOWN}
+    folder = workspace.tracks.parent
+    if not (folder / MANIFEST).is_file():
+        return known
+    manifest = read_manifest(folder, kind=TABLES, made_by="ingest", verify=False)
+    if manifest.options.get("source") != source:
+        return known
+    for name in known:
+        path = workspace.id_maps / f"{name}.parquet"
+        recorded = manifest.files.get(str(path.relative_to(folder)))
+        if recorded is None:
+            continue
+        if not path.is_file() or file_sha256(path) != recorded:
+            # To number anew would give embeddings and semantic IDs to the wrong tracks.
+            raise ArtifactError(
+                f"{path} is missing or was changed, so the numbers of {source}'s {name} are lost; "
+                f"bring it back, or remove {folder} and all that was made from it to start anew"
+            )
+        known[name] = pq.read_table(path, schema=ID_MAP)
+    return known
+
+
+def numbered(ids: pa.ChunkedArray, known: pa.Table) -> tuple[pa.ChunkedArray, pa.Table | None]:
+    """Ids as int64, and the map that says how; integers stay as they are and need no map.
+
+    A number once given stays given, also when its string is gone from the source.
+    """
+    if pa.types.is_integer(ids.type):
+        return ids, None
+    distinct = ids.unique().drop_null()
+    new = distinct.filter(pc.invert(pc.is_in(distinct, known["source_id"].combine_chunks())))
+    new = new.take(pc.sort_indices(new))
+    first = (pc.max(known["id"]).as_py() or 0) + 1
+    numbers = pa.array(np.arange(first, first + len(new)), pa.int64())
+    id_map = pa.concat_tables([known, pa.table([new, numbers], schema=ID_MAP)]).combine_chunks()
+    positions = pc.index_in(ids, id_map["source_id"].combine_chunks())
+    return id_map["id"].take(positions), id_map
+
+
+class EventOrder:
+    """Orders a log by what its events are, never by where a row stands in the source.
+
+    Events of one moment are ordered by `event_id` downstream. The order of a source's rows often
+    follows from what the file was made of (its users, its popular tracks), so an id that we give
+    goes by time and, within a moment, by a hash of the event itself.
+    """
+
+    def __init__(self, log: pa.Table) -> None:
+        action = pc.index_in(log["action"], pa.array(ACTIONS))
+        self._event = [
+            _integers(log["event_timestamp"]),
+            _integers(log["user_id"]),
+            _integers(log["track_id"]),
+            action.to_numpy().astype(np.int64),
+        ]
+        others = [
+            log["played_ratio"].to_numpy(),
+            _integers(log["session_id"]),
+            _integers(log["ingested_at"]),
+        ]
+        self._by_content = np.lexsort([*others[::-1], *self._event[::-1]])
+
+    def repeated(self, event_ids: pa.ChunkedArray) -> np.ndarray:
+        """For each row, whether its id is that of an event earlier in time (or in content)."""
+        in_order = event_ids.take(pa.array(self._by_content)).to_pandas()
+        repeated = np.zeros(len(in_order), bool)
+        repeated[self._by_content] = in_order.duplicated() & in_order.notna()
+        return repeated
+
+    def event_ids(self, source_ids: pa.ChunkedArray) -> np.ndarray:
+        """The source's integer ids; rows without one get ids after the largest, by time and hash.
+
+        A source's string ids are replaced: they are not needed once they are known to be unique.
+        """
+        occurrence = self._occurrence()
+        in_time = np.lexsort(
+            [occurrence, *self._event[::-1], _stable_hash(*self._event, occurrence), self._event[0]]
+        )
+        if pa.types.is_integer(source_ids.type):
+            missing = source_ids.is_null().to_numpy()
+            event_ids = source_ids.fill_null(0).to_numpy().copy()
+        else:
+            missing = np.ones(len(in_time), bool)
+            event_ids = np.zeros(len(in_time), np.int64)
+        rows = in_time[missing[in_time]]
+        first = int(event_ids.max(initial=0)) + 1
+        event_ids[rows] = np.arange(first, first + len(rows))
+        return event_ids
+
+    def by_time(self, event_ids: np.ndarray) -> np.ndarray:
+        """The rows by event_timestamp, then event_id."""
+        return np.lexsort([event_ids, self._event[0]])
+
+    def _occurrence(self) -> np.ndarray:
+        """0 for the first event of its user, track, moment and action, 1 for the second, ..."""
+        rows = np.arange(len(self._by_content))
+        is_first = np.ones(len(rows), bool)
+        for values in self._event:
+            ordered = values[self._by_content]
+            is_first[1:] &= ordered[1:] == ordered[:-1]
+        is_first[1:] = ~is_first[1:]
+        occurrence = np.empty(len(rows), np.int64)
+        occurrence[self._by_content] = rows - np.maximum.accumulate(np.where(is_first, rows, 0))
+        return occurrence
+
+
+def _integers(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.int64()).fill_null(BEFORE_ALL).to_numpy()
+
+
+def _stable_hash(*columns: np.ndarray) -> np.ndarray:
+    """A 64-bit hash a row (splitmix64 over the columns), the same in every run and version."""
+    state = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        state = (state ^ column.view(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state

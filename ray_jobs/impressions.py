@@ -1,0 +1,119 @@
+"""Label rules: from listening events to impressions with a 0/1 label, split by time.
+
+- `complete`: complete or favourite against skip; a plain play says neither and is left out.
+- `favourite`: favourite against everything else that was not skipped.
+- `replayed`: a user's first listen to a track, 1 if the user played it again later.
+- `sampled_negatives`: listens are 1; each brings one track that others played lately as 0.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from feature_repo import schema
+from feature_repo.errors import InputError
+
+LABEL_RULES = ("complete", "favourite", "replayed", "sampled_negatives")
+NEGATIVE_POOL = 10_000
+"""A negative is drawn from the last so many listens of anybody: as popular as what is played."""
+NEGATIVE_TRIES = 20
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionOptions:
+    label_rule: str = "complete"
+    validation_share: float = 0.1
+    """Share of the impressions, by time, right before the test part."""
+    test_share: float = 0.1
+    """Share of the impressions, by time, at the end."""
+    seed: int = 0
+    """Draws the sampled negatives."""
+
+    def __post_init__(self) -> None:
+        if self.label_rule not in LABEL_RULES:
+            raise InputError(f"label_rule must be one of {LABEL_RULES}, got {self.label_rule!r}")
+        for name in ("validation_share", "test_share"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise InputError(f"{name} must lie between 0 and 0.5, got {getattr(self, name)}")
+
+
+def impressions(events: Path, options: ImpressionOptions) -> pd.DataFrame:
+    """impression_id, event_id, user_id, track_id, event_timestamp, label, part; ordered by time.
+
+    A sampled negative carries the event_id of the listen that brought it.
+    """
+    queries = {
+        "complete": """SELECT event_id, user_id, track_id, event_timestamp,
+            (action <> 'skip')::TINYINT AS label FROM events WHERE action <> 'play'""",
+        "favourite": """SELECT event_id, user_id, track_id, event_timestamp,
+            (action = 'favourite')::TINYINT AS label FROM events WHERE action <> 'skip'""",
+        "replayed": """SELECT min_by(event_id, (event_timestamp, event_id)) AS event_id,
+            user_id, track_id, min(event_timestamp) AS event_timestamp,
+            (count(*) > 1)::TINYINT AS label
+            FROM events WHERE action <> 'skip' GROUP BY user_id, track_id""",
+        "sampled_negatives": """SELECT event_id, user_id, track_id, event_timestamp,
+            1::TINYINT AS label FROM events WHERE action <> 'skip'""",
+    }
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE VIEW events AS FROM '{events}/*.parquet'")
+        connection.execute("SET TimeZone = 'UTC'")
+        query = queries[options.label_rule]
+        rows = connection.sql(f"{query} ORDER BY event_timestamp, event_id").df()
+    if options.label_rule == "sampled_negatives":
+        rows = _with_negatives(rows, options.seed)
+    if rows["label"].nunique() < 2:
+        raise InputError(
+            f"label rule {options.label_rule!r} gives {len(rows)} impressions of one class only; "
+            f"choose another of {LABEL_RULES}"
+        )
+    rows = rows.sort_values([schema.EVENT_TIMESTAMP, "event_id", "label"], kind="stable")
+    rows = rows.reset_index(drop=True)
+    rows.insert(0, "impression_id", np.arange(len(rows)))
+    rows["part"] = _parts(rows[schema.EVENT_TIMESTAMP], options)
+    return rows
+
+
+def _with_negatives(listens: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Adds for each listen a track from the pool before it that the user had not played by then.
+
+    A listen for which none is found in NEGATIVE_TRIES draws stays without a negative.
+    """
+    random = np.random.default_rng(seed)
+    users, tracks = listens[schema.USER_ID].to_numpy(), listens[schema.TRACK_ID].to_numpy()
+    times = listens[schema.EVENT_TIMESTAMP].to_numpy()
+    # The pool ends with the listens of the same moment: a later one would be a look ahead.
+    ends = np.searchsorted(times, times, side="right")
+    starts = np.maximum(0, ends - NEGATIVE_POOL)
+    first_listen = listens.groupby([schema.USER_ID, schema.TRACK_ID])[schema.EVENT_TIMESTAMP].min()
+    negatives = np.full(len(listens), -1)
+    open_rows = np.arange(len(listens))
+    for _ in range(NEGATIVE_TRIES):
+        drawn = random.integers(starts[open_rows], ends[open_rows])
+        pairs = pd.MultiIndex.from_arrays([users[open_rows], tracks[drawn]])
+        heard_at = first_listen.reindex(pairs).to_numpy()
+        heard = ~np.isnat(heard_at) & (heard_at <= times[open_rows])
+        negatives[open_rows[~heard]] = tracks[drawn[~heard]]
+        open_rows = open_rows[heard]
+    found = negatives >= 0
+    sampled = listens[found].assign(label=np.int8(0), **{schema.TRACK_ID: negatives[found]})
+    return pd.concat([listens, sampled], ignore_index=True)
+
+
+def _parts(times: pd.Series, options: ImpressionOptions) -> np.ndarray:
+    """Chronological parts, cut between moments: rows of one moment are all in one part."""
+    held_out = options.validation_share + options.test_share
+    validation_start = times.iloc[int(len(times) * (1 - held_out))]
+    test_start = times.iloc[int(len(times) * (1 - options.test_share))]
+    parts = np.select([times < validation_start, times < test_start], PARTS[:2], default=PARTS[2])
+    for part in PARTS:
+        if not np.any(parts == part):
+            raise InputError(
+                f"the log has too few distinct moments to cut a {part} part from "
+                f"{len(times)} impressions between {times.iloc[0]} and {times.iloc[-1]}; "
+                "change validation_share or test_share"
+            )
+    return parts

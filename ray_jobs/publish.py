@@ -1,0 +1,86 @@
+"""Registers the Feast views and services and brings every view's newest rows online.
+
+    crescendo publish [--generation GENERATION]
+
+Writes `features/track_semantic_ids_<generation>/`, the registry and the online store.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import schema
+from feature_repo.artifacts import Manifest, newest, read_manifest, write_artifact
+from feature_repo.workspace import Workspace
+from ray_jobs.progress import step
+
+IDS_FILE = "ids.parquet"
+
+
+def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str, Any]:
+    """Returns `views`, `rows` per view, `feature_services` and the `generation_id`."""
+    with step("import feast"):
+        from feature_repo import feature_definitions as definitions
+        from feature_repo.store import apply, materialize, open_store
+    if generation_id is None:
+        generation_id = newest(workspace.generations, kind="generation", made_by="quantize").id
+    folder = workspace.generations / generation_id
+    generation = read_manifest(folder, kind="generation", made_by="quantize")
+    for view in (schema.USER_SEQUENCE, schema.USER_STATS, schema.TRACK_STATS):
+        workspace.require(workspace.feature_source(view), "sequences")
+    _write_semantic_ids(workspace, generation)
+
+    sources = (workspace.root / "features").absolute()
+    families = tuple(generation.info["families"])
+    semantic_ids = definitions.semantic_ids_view(sources, generation_id, families)
+    user_sequence = definitions.user_sequence_view(sources)
+    user_stats = definitions.stats_view(sources, definitions.user)
+    track_stats = definitions.stats_view(sources, definitions.track)
+    views = [semantic_ids, track_stats, user_sequence, user_stats]
+    services = [
+        definitions.content_service(semantic_ids, track_stats),
+        definitions.taste_service(user_sequence, user_stats),
+    ]
+    store = open_store(workspace)
+    with step("feast apply"):
+        apply(store, [definitions.user, definitions.track, *views, *services])
+    as_of = _now(workspace)
+    rows = {}
+    for view in views:
+        with step(f"materialize {view.name}"):
+            source = workspace.feature_source(view.name)
+            rows[view.name] = materialize(store, view, source, as_of)
+    return {
+        "generation_id": generation_id,
+        "views": [view.name for view in views],
+        "rows": rows,
+        "feature_services": [service.name for service in services],
+    }
+
+
+def _write_semantic_ids(workspace: Workspace, generation: Manifest) -> None:
+    view = schema.semantic_ids_view_name(generation.id)
+    ids = pq.read_table(workspace.generations / generation.id / IDS_FILE)
+    rows = ids.num_rows
+    # What a track is does not depend on when one asks: valid from before any event.
+    stamp = pa.array([schema.CONTENT_SINCE] * rows, type=schema.TIMESTAMP)
+    table = ids.append_column(schema.EVENT_TIMESTAMP, stamp)
+    table = table.append_column(schema.GENERATION, pa.array([generation.id] * rows))
+    manifest = Manifest(
+        kind="feature_source", id=view, parents={"generation": generation.id}, rows={"rows": rows}
+    )
+    with write_artifact(workspace.feature_source(view), manifest) as partial:
+        pq.write_table(table, partial / "part-0.parquet")
+
+
+def _now(workspace: Workspace) -> datetime:
+    """Now, or the last row of the listening log where that lies ahead of this machine's clock."""
+    source = workspace.feature_source(schema.USER_SEQUENCE)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        query = f"SELECT epoch_us(max(event_timestamp)) FROM '{source}/*.parquet'"
+        ((last_us,),) = connection.sql(query).fetchall()
+    return max(datetime.now(UTC), datetime.fromtimestamp((last_us or 0) / 1e6, UTC))

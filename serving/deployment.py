@@ -1,0 +1,86 @@
+"""Runs the application on Ray Serve.
+
+    crescendo serve --port 8000
+
+One deployment holds features, model and HTTP routes: each further hop would cost milliseconds.
+Ray's own daemons listen on all interfaces, whatever host is given here; on a machine that others
+reach, close their ports with a firewall.
+"""
+
+import gc
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi import FastAPI
+
+from feature_repo.workspace import Workspace
+from serving.releases import Release, live_release
+
+REPLICA_CPUS = 0.5
+"""Fractional, so that a replica finds its place on a small machine."""
+LOGICAL_CPUS = 8
+
+
+def load_app(workspace: Workspace, release: Release) -> FastAPI:
+    """Loads the release, warms it up and builds the application around it."""
+    import torch
+
+    from serving.app import create_app
+    from serving.ranker import ReleaseRanker
+
+    torch.set_num_threads(1)  # replicas share the cores; one request is too small to split
+    ranker = ReleaseRanker(workspace, release)
+    ranker.warm_up()
+    # The heap now holds torch, Feast and the catalogue: without this, each full collection walks
+    # it and a request waits for hundreds of milliseconds.
+    gc.collect()
+    gc.freeze()
+    return create_app(ranker)
+
+
+@contextmanager
+def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) -> Iterator[str]:
+    """Serves the live release until the block ends. Yields the URL once it answers."""
+    import ray
+    from ray import serve
+
+    workspace = Workspace(workspace.root.absolute())
+    release = live_release(workspace)
+
+    def build() -> FastAPI:
+        return load_app(workspace, release)
+
+    joined = ray.is_initialized()
+    if not joined:
+        ray.init(
+            num_cpus=LOGICAL_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        deployment = serve.deployment(
+            serve.ingress(build)(),
+            name="ranking",
+            num_replicas=replicas,
+            ray_actor_options={"num_cpus": REPLICA_CPUS},
+        )
+        serve.run(deployment.bind(), name="crescendo", route_prefix="/")
+        yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+        if not joined:
+            ray.shutdown()
+
+
+def wait_for_signal() -> None:
+    """Returns on SIGINT or SIGTERM."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    stop.wait()
