@@ -14,16 +14,15 @@ from torch import Tensor
 
 from models.kmeans import EPS, check_rows, chunks
 
-MODES = ("standard", "l2", "whiten", "none")
-"""`standard`: z-score of each dimension, then unit norm. `l2`: centre, unit norm. `whiten`: PCA
-whitening to P dims, then unit norm. `none`: the vectors as they are."""
-TENSORS = {
+MODES = {
     "standard": ("mean", "scale"),
     "l2": ("mean",),
     "whiten": ("mean", "projection"),
     "none": (),
 }
-"""The tensors that each mode stores."""
+"""The modes, and the tensors that each stores. `standard`: z-score of each dimension, then unit
+norm. `l2`: centre, unit norm. `whiten`: PCA whitening to P dims, then unit norm. `none`: the
+vectors as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,8 @@ class Preprocess:
         count = max(1, len(x_ND))
         mean_D = torch.zeros(x_ND.shape[1], dtype=torch.float64)
         for part in chunks(x_ND):
-            mean_D += x_ND[part].double().sum(0) / count
+            mean_D += x_ND[part].double().sum(0)
+        mean_D /= count
         if mode == "l2":
             return cls(mode=mode, mean_D=mean_D.float())
         if mode == "whiten":
@@ -93,17 +93,17 @@ class Preprocess:
         return torch.where(keep_M1, y_MP / norm_M1, 0.0).float()
 
     def tensors(self) -> dict[str, Tensor]:
-        """`mean`, `scale`, `projection`: those that the mode has, to be stored beside a codebook."""
+        """`mean`, `scale`, `projection`, those that the mode has: stored beside a codebook."""
         named = {"mean": self.mean_D, "scale": self.scale_D, "projection": self.projection_DP}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, mode: str, tensors: Mapping[str, Tensor]) -> "Preprocess":
         """The inverse of `tensors`; ValueError where they are not those of the mode."""
-        if mode not in TENSORS:
+        if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if set(tensors) != set(TENSORS[mode]):
-            raise ValueError(f"{mode} stores {list(TENSORS[mode])}, got {sorted(tensors)}")
+        if set(tensors) != set(MODES[mode]):
+            raise ValueError(f"{mode} stores {list(MODES[mode])}, got {sorted(tensors)}")
         dims = len(tensors["mean"]) if "mean" in tensors else 0
         for name, tensor in tensors.items():
             if len(tensor) != dims or tensor.ndim != 1 + (name == "projection"):
@@ -137,7 +137,7 @@ def _present(x_ND: Tensor) -> Tensor:
 def _whitening(x_ND: Tensor, mean_D: Tensor, dims: int) -> Tensor:
     """Projection (D, P) onto the first principal axes, each divided by its deviation.
 
-    Axes without variance are zero. Signs are fixed (largest entry positive): LAPACK leaves them open.
+    Axes without variance are zero. LAPACK leaves signs open: the largest entry is made positive.
     """
     covariance_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64)
     for part in chunks(x_ND):
@@ -146,5 +146,6 @@ def _whitening(x_ND: Tensor, mean_D: Tensor, dims: int) -> Tensor:
     variance_D, axes_DD = torch.linalg.eigh(covariance_DD)
     variance_P, axes_DP = variance_D.flip(0)[:dims], axes_DD.flip(1)[:, :dims]
     axes_DP = axes_DP * axes_DP.gather(0, axes_DP.abs().argmax(0, keepdim=True)).sign()
-    keep_P = variance_P > EPS * variance_P[0]
+    rounding = (EPS * mean_D.abs().max()).square()
+    keep_P = variance_P > torch.maximum(EPS * variance_P[0], rounding)
     return torch.where(keep_P, axes_DP / variance_P.clamp_min(0).sqrt(), 0.0).float()

@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from models.preprocess import Preprocess
 from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_repo import schema
 from feature_repo.artifacts import newest, read_manifest, write_artifact
 from feature_repo.workspace import Workspace
+from models.preprocess import Preprocess
 from models.psrq import Codebook
 from models.psrq import assign as assign_codes
 from ray_jobs.embed import read_embeddings
-from ray_jobs.publish import IDS_FILE
-from ray_jobs.quantize import CODEBOOK_FILE, Modality, family_inputs, ids_table
+from ray_jobs.generation_table import IDS_FILE, ids_table
+from ray_jobs.quantize import CODEBOOK_FILE, Modality, family_inputs
 
 
 def assign(workspace: Workspace, generation_id: str | None = None) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def assign(workspace: Workspace, generation_id: str | None = None) -> dict[str, 
             kind="codebook",
             made_by="quantize",
         )
-        codebook = Codebook.from_tensors(tensors[family], book.info["prefix_weight"])
+        books = {name: tensor for name, tensor in tensors[family].items() if "." not in name}
+        codebook = Codebook.from_tensors(books, prefix_weight=book.info["prefix_weight"])
         codes[family] = (track_ids, assign_codes(codebook, vectors_ND))
     new = np.unique(np.concatenate([track_ids for track_ids, _ in codes.values()]))
     if len(new):

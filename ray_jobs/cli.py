@@ -116,7 +116,7 @@ def quantize(
     from ray_jobs.quantize import QuantizeOptions, quantize
 
     try:
-        weight: float | str = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
+        weight: Any = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
     except ValueError as error:
         raise InputError(
             f"prefix_weight must be auto or a number, got {prefix_weight!r}"

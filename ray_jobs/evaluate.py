@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from models.ranking_metrics import auc, calibration, expected_calibration_error, gauc, logloss
 from safetensors.torch import load_file
 
 from feature_repo import schema
@@ -20,6 +19,7 @@ from feature_repo.artifacts import Manifest, newest, read_manifest
 from feature_repo.workspace import Workspace
 from models.batch import ItemTable
 from models.rankers import load_ranker
+from models.ranking_metrics import auc, calibration, expected_calibration_error, gauc, logloss
 from ray_jobs.training_stream import ItemSide, read_item_side, score_rows
 
 COLD_BELOW = 30
@@ -80,11 +80,11 @@ def score_metrics(scored: pa.Table) -> dict[str, Any]:
     return {
         "test_rows": len(truth),
         "cold_rows": int(cold.sum()),
-        "auc": auc(truth, scores),
-        "gauc": grouped.weighted,
-        "gauc_unweighted": grouped.unweighted,
+        "auc": _or_none(auc(truth, scores)),
+        "gauc": _or_none(grouped.gauc),
+        "gauc_unweighted": _or_none(grouped.unweighted),
         "gauc_users": grouped.users,
-        "cold_auc": _auc_or_none(truth[cold], scores[cold]),
+        "cold_auc": _or_none(auc(truth[cold], scores[cold])),
         "logloss": logloss(truth, scores),
         "calibration_error": expected_calibration_error(
             calibration(truth, scores, bins=CALIBRATION_BINS)
@@ -92,8 +92,8 @@ def score_metrics(scored: pa.Table) -> dict[str, Any]:
     }
 
 
-def _auc_or_none(truth: np.ndarray, scores: np.ndarray) -> float | None:
-    return auc(truth, scores) if len(np.unique(truth)) == 2 else None
+def _or_none(metric: float) -> float | None:
+    return None if np.isnan(metric) else metric
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 from feature_repo import schema
 from feature_repo.artifacts import Manifest, newest, read_manifest, write_artifact
 from feature_repo.workspace import Workspace
+from ray_jobs.generation_table import IDS_FILE
 from ray_jobs.progress import step
-
-IDS_FILE = "ids.parquet"
 
 
 def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str, Any]:

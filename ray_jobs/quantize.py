@@ -8,14 +8,11 @@ Fits one codebook a family (each modality, and `joint` on their concatenation). 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from models.preprocess import Preprocess, fit_preprocess, joint
-from models.sid_quality import quality
 from safetensors.torch import save, save_file
 from torch import Tensor
 
@@ -23,10 +20,12 @@ from feature_repo import schema
 from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
+from models.preprocess import Preprocess, joint
 from models.psrq import Codebook, PsrqOptions, fit
+from models.sid_quality import quality
 from ray_jobs.embed import read_embeddings
+from ray_jobs.generation_table import IDS_FILE, ids_table
 from ray_jobs.progress import log, step
-from ray_jobs.publish import IDS_FILE
 
 METHODS = ("psrq", "rq", "vq")
 CODEBOOK_FILE = "codebook.safetensors"
@@ -39,9 +38,10 @@ class QuantizeOptions:
     modalities: tuple[str, ...] = ("text", "audio")
     levels: int = 3
     codes: int = 128
-    prefix_weight: float | str = "auto"
+    prefix_weight: float | Literal["auto"] = "auto"
     """Weight of the prefix in the clustering: a number, or `auto` from the data."""
-    iterations: int = 50
+    iterations: int = 25
+    """Most centroid updates of one level."""
     preprocess: str = "standard"
     """What is done to each modality's vectors first: none, l2, standard or whiten."""
     seed: int = 0
@@ -121,7 +121,7 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
 def _read(workspace: Workspace, modality: str, options: QuantizeOptions) -> Modality:
     track_ids, vectors, encoder_id = read_embeddings(workspace, modality, None)
     x_ND = torch.from_numpy(vectors)
-    preprocess = fit_preprocess(x_ND, options.preprocess)
+    preprocess = Preprocess.fit(x_ND, options.preprocess)
     return Modality(
         track_ids=track_ids,
         vectors_ND=preprocess.apply(x_ND),
@@ -146,19 +146,6 @@ def family_inputs(modalities: dict[str, Modality]) -> dict[str, tuple[np.ndarray
             aligned[name][rows] = modality.vectors_ND
         families[schema.JOINT] = (everyone, joint(aligned))
     return families
-
-
-def ids_table(catalogue: np.ndarray, codes: dict[str, tuple[np.ndarray, Tensor]]) -> pa.Table:
-    """`track_id`, and one list<int64> column a family: empty where the modality is missing."""
-    columns: dict[str, pa.Array] = {schema.TRACK_ID: pa.array(catalogue)}
-    for family, (track_ids, codes_NL) in codes.items():
-        lengths = np.zeros(len(catalogue), dtype=np.int32)
-        lengths[np.searchsorted(catalogue, track_ids)] = codes_NL.shape[1]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        columns[schema.sid_column(family)] = pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(codes_NL.flatten().numpy())
-        )
-    return pa.table(columns)
 
 
 def _write_codebook(
@@ -191,7 +178,7 @@ def _write_codebook(
 
 def _headline(measures: dict[str, Any]) -> dict[str, Any]:
     return {
-        "collision_rate": measures["collision_rate"],
-        "distinct_codes": measures["distinct_codes"],
-        "relative_mse": measures["relative_mse"][-1],
+        "collision_rate": measures["full"]["collision_rate"],
+        "distinct_codes": measures["full"]["distinct"],
+        "relative_mse": measures["levels"][-1]["relative_mse"],
     }

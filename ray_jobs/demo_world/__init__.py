@@ -1,0 +1,1 @@
+"""The demo world: real public-domain tunes, rendered to audio, and simulated listeners."""

@@ -105,8 +105,12 @@ MOVEMENTS = (
     _quartet("mozart/k156/movement3", MOZART, "Quartet K. 156, III", "minuet", 62, 42),
     _quartet("mozart/k458/movement2", MOZART, "Quartet K. 458, II", "minuet", 63, 38),
     _quartet("mozart/k458/movement3", MOZART, "Quartet K. 458, III", "adagio", 53, 10),
-    _quartet("beethoven/opus18no1/movement2", BEETHOVEN, "Quartet Op. 18 No. 1, II", "adagio", 110, 14),
-    _quartet("beethoven/opus18no1/movement3", BEETHOVEN, "Quartet Op. 18 No. 1, III", "scherzo", 145, 96),
+    _quartet(
+        "beethoven/opus18no1/movement2", BEETHOVEN, "Quartet Op. 18 No. 1, II", "adagio", 110, 14
+    ),
+    _quartet(
+        "beethoven/opus18no1/movement3", BEETHOVEN, "Quartet Op. 18 No. 1, III", "scherzo", 145, 96
+    ),
     Movement(
         path="leadSheet/fosterBrownHair.mxl",
         composer="Stephen Foster",

@@ -111,9 +111,7 @@ def perform(music: Music, arrangement: Arrangement) -> Any:
     instrument = pretty_midi.Instrument(pretty_midi.instrument_name_to_program(program))
     times_through = int(np.ceil(CLIP_S / (music.quarters * arrangement.seconds_per_quarter)))
     for again in range(times_through):
-        for onset, length, pitch in zip(
-            music.onsets, music.durations, music.pitches, strict=True
-        ):
+        for onset, length, pitch in zip(music.onsets, music.durations, music.pitches, strict=True):
             start = (again * music.quarters + onset) * arrangement.seconds_per_quarter
             if start >= CLIP_S:
                 break

@@ -7,7 +7,7 @@ out, and repeat signs are passed over: a track is shorter than most tunes.
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _key_names(sharps: int, mode: str | None) -> tuple[str, str]:
     return key.KeySignature(sharps).asKey(mode).tonic.name.replace("-", "b"), mode
 
 
-@lru_cache(maxsize=None)
+@cache
 def _midi_number(pitch_name: str) -> int:
     from music21 import pitch
 

@@ -164,9 +164,10 @@ def _ryan_tune(path: Path, abc: str, header: dict[str, str]) -> Tune:
     title = header.get("T", path.stem)
     named = RYAN_TITLE.search(title)
     tune_type = _tune_type(header.get("R") or (named.group(1) if named else "dance"), header)
-    scottish = tune_type in SCOTTISH_TYPES or "scotch" in (
-        header.get("C", "") + header.get("O", "")
-    ).lower()
+    scottish = (
+        tune_type in SCOTTISH_TYPES
+        or "scotch" in (header.get("C", "") + header.get("O", "")).lower()
+    )
     composer = header.get("C", "").strip(" .")
     return Tune(
         tune_key=f"{RYAN.folder}/{path.stem}",

@@ -11,6 +11,7 @@ that compiles for 20 s on a fresh install, and take three times as long on each 
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ HOP = 512
 N_MELS = 24
 N_MFCC = 13
 PITCH_RANGE_HZ = (130.0, 4000.0)
-"""Below, a semitone is narrower than a bin of the spectrum; above, there is little but overtones."""
+"""Below, a semitone is narrower than a bin; above, there is little but overtones."""
 CONTRAST_EDGES_HZ = (0, 200, 400, 800, 1600, 3200, 6400)
 CONTRAST_SHARE = 0.1
 TEMPI_BPM = np.geomspace(240, 40, 11)
@@ -81,10 +82,10 @@ class SpectralEncoder:
     @cached_property
     def _banks(self) -> tuple[np.ndarray, np.ndarray]:
         """Filter banks (bins, bands): mel, and pitch classes from C up."""
-        import librosa.filters
+        from librosa.filters import mel
 
-        mel = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS, norm=None)
-        return mel.T.astype(np.float32), _pitch_class_bank()
+        bank = mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS, norm=None)
+        return bank.T.astype(np.float32), _pitch_class_bank()
 
     def encode(self, tracks: pa.Table) -> list[np.ndarray | str]:
         return [self._encode_one(uri) for uri in tracks["audio_uri"].to_pylist()]
@@ -150,7 +151,7 @@ def tempo_profile(onsets: np.ndarray) -> np.ndarray:
     # The overlap shrinks with the lag: without the division slow tempi would look weak.
     repeats = repeats / np.arange(count, 0, -1) / (repeats[:, :1] / count + 1e-12)
     lags = np.round(60 / TEMPI_BPM * SAMPLE_RATE / HOP).astype(int)
-    bands = [repeats[:, low:high].max(axis=1) for low, high in zip(lags, lags[1:], strict=False)]
+    bands = [repeats[:, low:high].max(axis=1) for low, high in pairwise(lags)]
     return np.stack(bands, axis=1)
 
 
@@ -180,7 +181,7 @@ def _contrast(power: np.ndarray) -> np.ndarray:
     """(windows, octaves): bels between the strongest and the weakest bins of each octave."""
     edges = np.searchsorted(np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE), CONTRAST_EDGES_HZ)
     octaves = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         ordered = np.sort(power[:, :, low:high], axis=2)
         few = max(1, round(CONTRAST_SHARE * (high - low)))
         peak, valley = ordered[:, :, -few:].mean(axis=2), ordered[:, :, :few].mean(axis=2)
