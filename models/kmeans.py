@@ -89,6 +89,14 @@ def chunks(x_ND: Tensor, width: int = 0) -> Iterator[slice]:
         yield slice(start, min(start + size, len(x_ND)))
 
 
+def mean_and_scatter(x_ND: Tensor) -> tuple[Tensor, float]:
+    """The mean (D,) and sum ||x - mean||^2, in float64."""
+    mean_D = torch.stack([x_ND[part].double().sum(0) for part in chunks(x_ND)]).sum(0) / len(x_ND)
+    return mean_D, sum(
+        float((x_ND[part].double() - mean_D).square().sum()) for part in chunks(x_ND)
+    )
+
+
 def prefix_sum(books: tuple[Tensor, ...], codes_MJ: Tensor) -> Tensor:
     """p = X - X_l = sum of the codebook rows already subtracted (paper section 1), (M, D)."""
     p_MD = books[0][codes_MJ[:, 0]]
@@ -271,6 +279,8 @@ def kmeans(
     centroids = start or initial_centroids(x_ND, k, prefix=prefix, seed=seed)
     if centroids.x_KD.shape != (k, x_ND.shape[1]):
         raise ValueError(f"start must be {(k, x_ND.shape[1])}, got {tuple(centroids.x_KD.shape)}")
+    if (centroids.prefix_KD is None) != (prefix is None):
+        raise ValueError("start needs prefix centroids exactly when the points have a prefix")
     means = _Means(x_ND, k, prefix)
     objectives: list[float] = []
     repaired, converged = 0, False
@@ -318,11 +328,7 @@ class _Means:
         self.x_ND, self.prefix = x_ND, prefix
         self.codes_N = torch.full((len(x_ND),), -1)
         self.sums_KD = torch.zeros(k, x_ND.shape[1], dtype=torch.float64)
-        self.mean_D = torch.stack([x_ND[part].double().sum(0) for part in chunks(x_ND)]).sum(0)
-        self.mean_D /= len(x_ND)
-        self.total = 0.0
-        for part in chunks(x_ND):
-            self.total += float((x_ND[part].double() - self.mean_D).square().sum())
+        self.mean_D, self.total = mean_and_scatter(x_ND)
         if prefix is not None:
             self.prefix_mean_D = self._prefix_sums(torch.zeros_like(self.codes_N), 1)[0]
             self.prefix_mean_D /= len(x_ND)

@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.kmeans import Centroids, KMeans, NearestCentroid, Prefix, check_rows, chunks, kmeans
+from models.kmeans import (
+    Centroids,
+    KMeans,
+    NearestCentroid,
+    Prefix,
+    check_rows,
+    chunks,
+    kmeans,
+    mean_and_scatter,
+)
 
 AUTO_ROWS = 65_536
 """Rows, drawn by the seed, from which the automatic prefix weight is estimated."""
@@ -121,7 +130,7 @@ class Codebook:
         """The inverse of `tensors`; ValueError for a missing or an unknown name."""
         levels = sum(name.startswith("residual_") for name in tensors)
         names = [f"residual_{level}" for level in range(levels)]
-        prefix_names = [f"prefix_{level}" for level in range(1, levels) if prefix_weight > 0]
+        prefix_names = [f"prefix_{level}" for level in range(1, levels) if prefix_weight != 0]
         wanted = {*names, *prefix_names}
         if wanted != set(tensors):
             raise ValueError(
@@ -172,7 +181,7 @@ def fit(x_ND: Tensor, options: PsrqOptions) -> tuple[Codebook, Tensor, FitTrace]
     is not finite.
     """
     x_ND = check_rows(x_ND)
-    variance = _variance(x_ND)
+    variance = mean_and_scatter(x_ND)[1]
     weight = 0.0 if options.prefix_weight == "auto" else float(options.prefix_weight)
     auto: AutoWeight | None = None
     residual_ND = x_ND
@@ -239,7 +248,7 @@ def auto_weight(x_ND: Tensor, residual_ND: Tensor, options: PsrqOptions) -> Auto
         generator = torch.Generator().manual_seed(level_seed(options.seed, options.levels))
         rows_S = torch.randperm(len(x_ND), generator=generator)[:AUTO_ROWS].sort().values
         x_ND, residual_ND = x_ND[rows_S], residual_ND[rows_S]
-    variance, left_1 = _variance(x_ND), _energy(residual_ND)
+    variance, left_1 = mean_and_scatter(x_ND)[1], _energy(residual_ND)
     left_2 = _fit_level(residual_ND, 1, options, None).objective
     if variance <= 0 or left_1 >= variance:
         break_even, explained, gained = 0.0, 0.0, 0.0
@@ -297,12 +306,6 @@ def decode(codebook: Codebook, codes_NL: Tensor, levels: int | None = None) -> T
             raise ValueError(f"codes of level {level} must be 0 to {len(book_KD) - 1}")
         x_hat_ND += book_KD[code_N]
     return x_hat_ND
-
-
-def _variance(x_ND: Tensor) -> float:
-    """sum ||x - mean||^2 in float64."""
-    mean_D = torch.stack([x_ND[part].double().sum(0) for part in chunks(x_ND)]).sum(0) / len(x_ND)
-    return sum(float((x_ND[part].double() - mean_D).square().sum()) for part in chunks(x_ND))
 
 
 def _energy(x_ND: Tensor) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.kmeans import check_rows, chunks
+from models.kmeans import check_rows, chunks, mean_and_scatter
 from models.psrq import Codebook, decode
 
 Array = np.ndarray
@@ -168,14 +168,14 @@ def _nmi_known(reference_N: Array | None, code_N: Array) -> float | None:
 
 def relative_mse(x_ND: Tensor, codes_NL: Tensor, codebook: Codebook) -> list[float | None]:
     """sum ||x - x_hat||^2 / sum ||x - mean||^2 after each level; None for constant vectors."""
-    mean_D = torch.stack([x_ND[part].double().sum(0) for part in chunks(x_ND)]).sum(0) / len(x_ND)
-    error_L, variance = np.zeros(codebook.levels), 0.0
+    variance = mean_and_scatter(x_ND)[1]
+    error_L = [0.0] * codebook.levels
     for part in chunks(x_ND):
-        variance += float((x_ND[part].double() - mean_D).square().sum())
-        for level in range(codebook.levels):
-            left_MD = x_ND[part] - decode(codebook, codes_NL[part], level + 1)
+        left_MD = x_ND[part]
+        for level, book_KD in enumerate(codebook.residuals):
+            left_MD = left_MD - book_KD[codes_NL[part, level]]
             error_L[level] += float(left_MD.double().square().sum())
-    return [float(error) / variance if variance > 0 else None for error in error_L]
+    return [error / variance if variance > 0 else None for error in error_L]
 
 
 def kendall_tau_b(a_P: Array, b_P: Array) -> float | None:

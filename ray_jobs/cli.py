@@ -6,7 +6,9 @@ progress goes to standard error. Exit code 0; 2 for wrong options or input; 1 fo
 """
 
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -358,11 +360,22 @@ def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]
 
 def main() -> None:
     """Entry point of the `crescendo` command."""
+    code = 0
     try:
-        app()
+        app(standalone_mode=True)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        code = 2
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything of ours is closed by now. A normal exit would let DuckDB's binding print pages
+    # about objects that Feast's connection still holds.
+    os._exit(code)
 
 
 if __name__ == "__main__":

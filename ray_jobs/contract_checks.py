@@ -80,6 +80,8 @@ class Verdict:
         """`reason` and `row`: the source's row as JSON."""
         rejected = pa.array(~self.accepted)
         rows = self.source.filter(rejected)
+        if not self.rejected_by_reason().get(MALFORMED_ROW):
+            rows = rows.select([name for name in rows.column_names if name != MALFORMED_ROW])
         rows = pa.table({name: _json_safe(rows[name]) for name in rows.column_names})
         reasons = np.array(self._reasons, dtype=object)[self._reason_of_row[~self.accepted]]
         return pa.table(

@@ -80,11 +80,11 @@ class EventOrder:
             action.to_numpy().astype(np.int64),
         ]
         others = [
-            log["played_ratio"].to_numpy(),
+            log["played_ratio"].fill_null(-1.0).to_numpy(),
             _integers(log["session_id"]),
             _integers(log["ingested_at"]),
         ]
-        self._by_content = np.lexsort([*others[::-1], *self._event[::-1]])
+        self._by_content = _sorted_rows(*self._event, *others)
 
     def repeated(self, event_ids: pa.ChunkedArray) -> np.ndarray:
         """For each row, whether its id is that of an event earlier in time (or in content)."""
@@ -98,40 +98,37 @@ class EventOrder:
 
         A source's string ids are replaced: they are not needed once they are known to be unique.
         """
-        occurrence = self._occurrence()
-        in_time = np.lexsort(
-            [occurrence, *self._event[::-1], _stable_hash(*self._event, occurrence), self._event[0]]
-        )
         if pa.types.is_integer(source_ids.type):
             missing = source_ids.is_null().to_numpy()
             event_ids = source_ids.fill_null(0).to_numpy().copy()
         else:
-            missing = np.ones(len(in_time), bool)
-            event_ids = np.zeros(len(in_time), np.int64)
-        rows = in_time[missing[in_time]]
-        first = int(event_ids.max(initial=0)) + 1
-        event_ids[rows] = np.arange(first, first + len(rows))
+            missing = np.ones(len(source_ids), bool)
+            event_ids = np.zeros(len(source_ids), np.int64)
+        rows = self._by_content[missing[self._by_content]]
+        event = [values[rows] for values in self._event]
+        # The events of one user, track, moment and action, which stand together, are counted.
+        repeats = np.logical_and.reduce([values[1:] == values[:-1] for values in event])
+        place = np.arange(len(rows))
+        first = np.maximum.accumulate(np.where(np.insert(~repeats, 0, True)[: len(rows)], place, 0))
+        occurrence = place - first
+        time, *rest = event
+        in_time = _sorted_rows(time, _stable_hash(*event, occurrence), *rest, occurrence)
+        event_ids[rows[in_time]] = int(event_ids.max(initial=0)) + 1 + place
         return event_ids
 
     def by_time(self, event_ids: np.ndarray) -> np.ndarray:
         """The rows by event_timestamp, then event_id."""
-        return np.lexsort([event_ids, self._event[0]])
-
-    def _occurrence(self) -> np.ndarray:
-        """0 for the first event of its user, track, moment and action, 1 for the second, ..."""
-        rows = np.arange(len(self._by_content))
-        is_first = np.ones(len(rows), bool)
-        for values in self._event:
-            ordered = values[self._by_content]
-            is_first[1:] &= ordered[1:] == ordered[:-1]
-        is_first[1:] = ~is_first[1:]
-        occurrence = np.empty(len(rows), np.int64)
-        occurrence[self._by_content] = rows - np.maximum.accumulate(np.where(is_first, rows, 0))
-        return occurrence
+        return _sorted_rows(self._event[0], event_ids)
 
 
 def _integers(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.int64()).fill_null(BEFORE_ALL).to_numpy()
+
+
+def _sorted_rows(*keys: np.ndarray) -> np.ndarray:
+    """The rows sorted by the first key, then the second, ...; a constant one costs no sorting."""
+    telling = [key for key in keys if key.size and key.min() != key.max()]
+    return np.lexsort(telling[::-1]) if telling else np.arange(len(keys[0]))
 
 
 def _stable_hash(*columns: np.ndarray) -> np.ndarray:

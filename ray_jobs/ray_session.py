@@ -17,22 +17,21 @@ MIN_LOGICAL_CPUS = 8
 def ray_session() -> Iterator[None]:
     """A connected Ray. One that runs already is used and left running."""
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
 
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
     try:

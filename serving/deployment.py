@@ -59,7 +59,7 @@ def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) ->
             num_cpus=LOGICAL_CPUS,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
     try:

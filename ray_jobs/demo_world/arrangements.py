@@ -95,4 +95,4 @@ def _usual_bars_per_minute(tune: Tune, music: Music) -> float:
         return tune.bars_per_minute
     if tune.tune_type in QUARTERS_PER_MINUTE:
         return QUARTERS_PER_MINUTE[tune.tune_type] / music.bar_quarters
-    return BARS_PER_MINUTE[tune.tune_type]
+    return BARS_PER_MINUTE.get(tune.tune_type, BARS_PER_MINUTE["dance"])

@@ -8,7 +8,7 @@ encodings that nobody restricts are used:
   that John Chambers gave to music21; no file carries a restriction. Left out of it: the tunes
   transcribed by Henrik Norbeck, whose own tune books are for non-commercial use (nothing says that
   these are; leaving them out costs nothing).
-- ryansMammoth: "Ryan's Mammoth Collection" (Boston, 1883), the same kind of project, no restriction.
+- ryansMammoth: "Ryan's Mammoth Collection" (Boston, 1883), a project like it, no restriction.
 - haydn, mozart, beethoven: string quartets that music21 took from Project Gutenberg's public-domain
   sheet music (the movements engraved in Finale; later additions from elsewhere are left out).
 - leadSheet/fosterBrownHair: its file says "Public Domain". The only free score with lyrics.
@@ -118,7 +118,7 @@ MOVEMENTS = (
         tune_type="song",
         region="American",
         bars=35,
-        bars_per_minute=22,
+        bars_per_minute=34,
         collection=LEAD_SHEETS,
         excerpts=False,
     ),

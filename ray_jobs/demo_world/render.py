@@ -16,7 +16,8 @@ from ray_jobs.demo_world.timbres import SAMPLE_RATE, TIMBRES, play_note
 from ray_jobs.demo_world.tunes import CLIP_S, Tune
 
 TAIL_S = 0.5
-PEAK = 0.8
+LOUDNESS_RMS, PEAK = 0.12, 0.95
+"""Loudness that a track is brought to, unless its peaks would pass PEAK."""
 ACCENTS = {"bar": 104, "beat": 92, "between": 80}
 TOUCH = 6
 """Loudness (MIDI velocity) by place in the bar, and how far the touch wanders from it."""
@@ -125,7 +126,7 @@ def perform(music: Music, arrangement: Arrangement) -> Any:
 
 
 def synthesise(performance: Any, timbre_name: str) -> np.ndarray:
-    """Mono samples of a performance, peak at PEAK; equal notes are computed once."""
+    """Mono samples of a performance; equal notes are computed once."""
     pretty_midi = require_pretty_midi()
     timbre = TIMBRES[timbre_name]
     samples = np.zeros(int((CLIP_S + TAIL_S) * SAMPLE_RATE), dtype=np.float32)
@@ -144,7 +145,8 @@ def synthesise(performance: Any, timbre_name: str) -> np.ndarray:
         samples[delay:] += np.float32(gain) * dry[:-delay]
     fade = int(TAIL_S / 2 * SAMPLE_RATE)
     samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return samples * np.float32(PEAK / np.abs(samples).max())
+    rms = float(np.sqrt((samples**2).mean()))
+    return samples * np.float32(min(LOUDNESS_RMS / rms, PEAK / float(np.abs(samples).max())))
 
 
 def _place_in_bar(music: Music, onset: float) -> str:

@@ -48,7 +48,7 @@ TIMBRES: dict[str, Timbre] = {
         release_s=0.07,
         vibrato_hz=5.0,
         vibrato_depth=0.004,
-        breath=0.035,
+        breath=0.012,
     ),
     "fiddle": Timbre(
         gm_program="Violin",

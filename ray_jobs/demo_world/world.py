@@ -10,7 +10,9 @@
     truth/events.parquet      the true probability that each play is completed
     world.json                options, counts, licences, AUC of the truth: written last
 
-Same options, same folder: same bytes. Needs `pip install 'crescendo[demo]'`.
+Same options, same folder: same tables and audio bytes. Needs `pip install 'crescendo[demo]'`.
+Tunes are rendered in spawned processes: a script that calls `generate` keeps the call under
+`if __name__ == "__main__":`.
 """
 
 import json
@@ -94,7 +96,7 @@ class DemoWorld(TypedDict):
     listeners: int
     events: int
     collections: dict[str, int]
-    truth_auc: float
+    truth_auc: float | None
     seconds: float
 
 
@@ -154,8 +156,11 @@ def generate(folder: Path, options: DemoWorldOptions) -> DemoWorld:
     return world
 
 
-def truth_auc(log: ListeningLog) -> float:
-    """AUC of the true probability for complete or favourite against skip: the ceiling."""
+def truth_auc(log: ListeningLog) -> float | None:
+    """AUC of the true probability for complete or favourite against skip: the ceiling.
+
+    None for a log so small that every play ended the same way.
+    """
     from sklearn.metrics import roc_auc_score
 
     action = log.events["action"].to_numpy()
@@ -163,7 +168,7 @@ def truth_auc(log: ListeningLog) -> float:
     probability = log.true_probabilities["true_probability"].to_numpy()
     labels = action[judged] != "skip"
     if labels.all() or not labels.any():
-        return float("nan")
+        return None
     return float(roc_auc_score(labels, probability[judged]))
 
 
@@ -177,10 +182,10 @@ def _existing_world(folder: Path, options: DemoWorldOptions) -> DemoWorld | None
             return None
         raise InputError(f"{folder} exists and is no demo world; give a new or an empty folder")
     record = json.loads(path.read_text())
-    same = (record["format"], record["options"]) == (FORMAT, asdict(options))
-    world: DemoWorld = record["world"]
     # The tables hold absolute audio paths: a world that was moved is made anew.
-    return world if same and world["folder"] == str(folder) else None
+    wanted = (FORMAT, asdict(options), str(folder))
+    world: DemoWorld = record["world"]
+    return world if (record["format"], record["options"], world["folder"]) == wanted else None
 
 
 def _render(tunes: list[Tune], audio: Path, options: DemoWorldOptions) -> list[Rendered]:
@@ -212,11 +217,14 @@ def _rendered(tasks: list[RenderTask]) -> Iterator[Rendered | None]:
     if len(tasks) < FEWEST_TUNES_FOR_WORKERS:
         yield from render_tunes(tasks)
         return
-    spawn = multiprocessing.get_context("spawn")
     batches = _batches(tasks)
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
+    workers = min(os.cpu_count() or 1, len(batches))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
         for batch in pool.map(render_tunes, batches):
             yield from batch
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _batches(tasks: list[RenderTask]) -> list[list[RenderTask]]:

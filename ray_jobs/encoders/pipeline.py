@@ -1,4 +1,4 @@
-"""The Ray Data pipeline of the embedding job: catalogue rows in, rows with a vector or a reason out.
+"""The Ray Data pipeline of the embedding job: tracks in, rows with a vector or a reason out.
 
 A row that cannot be encoded is a row with a reason: Ray's own ways to survive an error drop the
 whole block with it, and name no track.
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 
 from feature_repo.schema import TRACK_ID
@@ -24,7 +25,7 @@ WAVE_TRACKS = 100_000
 """Rows handed to Ray at a time: bounds what the object store holds of a large catalogue."""
 
 
-def _schema(dim: int) -> pa.Schema:
+def embedding_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field(TRACK_ID, pa.int64(), nullable=False),
@@ -68,9 +69,9 @@ def _waves(
 ) -> Iterator[pa.Table]:
     """The rows to do, `WAVE_TRACKS` at a time, with the columns that the encoder reads."""
     held: list[pa.RecordBatch] = []
-    for batch in tracks.to_batches(columns=[TRACK_ID, *encoder.columns]):
-        wanted = np.isin(batch[TRACK_ID].to_numpy(), todo, assume_unique=True)
-        held.append(batch.filter(pa.array(wanted)))
+    wanted = pc.field(TRACK_ID).isin(pa.array(todo))
+    for batch in tracks.to_batches(columns=[TRACK_ID, *encoder.columns], filter=wanted):
+        held.append(batch)
         if sum(map(len, held)) >= WAVE_TRACKS:
             yield pa.Table.from_batches(held)
             held = []

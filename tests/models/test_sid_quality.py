@@ -1,0 +1,221 @@
+"""Every measure of ID quality against scikit-learn, scipy, a Counter or a plain loop."""
+
+import itertools
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
+
+from models.psrq import Codebook, PsrqOptions, decode, fit
+from models.sid_quality import (
+    co_listened_prefix_recall,
+    collisions,
+    hourglass,
+    kendall_tau_b,
+    nmi,
+    prefix_ids,
+    quality,
+    relative_mse,
+    usage,
+)
+from tests.models.test_kmeans import blobs
+
+labels = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels)
+def test_nmi_is_scikit_learns(pairs):
+    a, b = np.array(pairs).T
+    expected = normalized_mutual_info_score(a, b)
+    assert nmi(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(-2, 2)), min_size=2, max_size=80))
+def test_tau_b_is_scipys(pairs):
+    a, b = np.array(pairs).T
+    expected = scipy.stats.kendalltau(a, b).statistic
+    found = kendall_tau_b(a, b)
+    if math.isnan(expected):
+        assert found is None
+    else:
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_tau_b_over_several_blocks():
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=700).round(1)
+    b = (a + generator.normal(size=700)).round(1)
+    assert kendall_tau_b(a, b) == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=40))
+def test_collisions_are_those_of_a_counter(rows):
+    codes = np.array(rows)
+    groups, n = Counter(rows), len(rows)
+    assert collisions(prefix_ids(codes)[-1]) == {
+        "distinct": len(groups),
+        "collision_rate": pytest.approx(1 - len(groups) / n),
+        "items_sharing": pytest.approx(sum(c for c in groups.values() if c > 1) / n),
+        "largest_group": max(groups.values()),
+    }
+
+
+def test_prefix_ids_are_equal_where_prefixes_are():
+    codes = np.random.default_rng(0).integers(0, 3, (40, 3))
+    for depth, ids in enumerate(prefix_ids(codes), start=1):
+        for i, j in itertools.combinations(range(40), 2):
+            assert (ids[i] == ids[j]) == (tuple(codes[i, :depth]) == tuple(codes[j, :depth]))
+
+
+def test_usage_on_known_counts():
+    even = usage(np.full(8, 5))
+    assert even["perplexity"] == pytest.approx(8)
+    assert even["gini"] == pytest.approx(0)
+    assert even["spread"] == 0
+    one = usage(np.array([0, 0, 12, 0]))
+    assert (one["used"], one["utilisation"]) == (1, 0.25)
+    assert one["perplexity"] == pytest.approx(1)
+    assert one["gini"] == pytest.approx(1 - 1 / 4)
+    counts = np.random.default_rng(0).integers(0, 50, 31)
+    difference = np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
+    found = usage(counts)
+    assert found["gini"] == pytest.approx(difference)
+    assert found["entropy"] == pytest.approx(scipy.stats.entropy(counts))
+
+
+def test_hourglass_sees_a_narrow_middle():
+    wide, narrow = usage(np.full(8, 5)), usage(np.array([40, 0, 0, 0, 0, 0, 0, 0]))
+    found = hourglass([wide, narrow, wide])
+    assert found["entropy"] == pytest.approx(-1)
+    assert found["gini"] == pytest.approx(7 / 8)
+    assert found["spread"] > 0
+    assert hourglass([wide, narrow]) is None
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    x = blobs(900, 8, 12)
+    codebook, codes, trace = fit(x, PsrqOptions(codes=12, prefix_weight=0.5))
+    return x, codebook, codes, trace
+
+
+def test_levels_of_a_fit(fitted):
+    x, codebook, codes, trace = fitted
+    reference = np.arange(900) % 4
+    reference[:100] = -1
+    report = quality(x, codes, codebook, reference_N=reference)
+    for level, row in enumerate(report["levels"]):
+        code = codes[:, level].numpy()
+        assert row["relative_mse"] == pytest.approx(trace.levels[level].relative_mse, rel=1e-6)
+        assert row["nmi_level_1"] == pytest.approx(normalized_mutual_info_score(codes[:, 0], code))
+        expected = normalized_mutual_info_score(reference[100:], code[100:])
+        assert row["nmi_reference"] == pytest.approx(expected)
+        given = sum(  # H(id_l | prefix) = sum over prefixes of p(prefix) H(id_l within it)
+            len(members) / 900 * scipy.stats.entropy(list(Counter(members).values()))
+            for prefix in {tuple(row) for row in codes[:, :level].tolist()}
+            if (members := code[(codes[:, :level].numpy() == prefix).all(1)].tolist())
+        )
+        assert row["conditional_entropy"] == pytest.approx(given)
+    assert relative_mse(x, codes, codebook)[-1] == report["levels"][-1]["relative_mse"]
+
+
+def test_a_copied_level_has_no_conditional_entropy(fitted):
+    x, codebook, codes, _ = fitted
+    report = quality(x, codes[:, [0, 0, 0]], codebook)
+    assert [row["conditional_entropy"] for row in report["levels"][1:]] == pytest.approx([0, 0])
+    assert [row["nmi_level_1"] for row in report["levels"]] == pytest.approx([1, 1, 1])
+
+
+def test_neighbour_recall_is_the_expectation_over_random_orders_of_ties(fitted):
+    x, codebook, codes, _ = fitted
+    x, codes = x[:150], codes[:150]
+    report = quality(x, codes, codebook, neighbours=6, queries=150, searched=150)
+    assert len(codes.unique(dim=0)) < 120, "the test needs ties"
+    x_hat = decode(codebook, codes).double().numpy()
+    true_d = ((x.double()[:, None] - x.double()[None]) ** 2).sum(2).numpy()
+    coded_d = ((x_hat[:, None] - x_hat[None]) ** 2).sum(2).round(6)
+    generator, hits, rounds = np.random.default_rng(0), 0, 60
+    for _ in range(rounds):
+        noise = generator.random(coded_d.shape) * 1e-7
+        for i in range(150):
+            others = np.delete(np.arange(150), i)
+            true = others[true_d[i, others].argsort()[:6]]
+            coded = others[(coded_d + noise)[i, others].argsort()[:6]]
+            hits += len(np.intersect1d(true, coded))
+    found = report["neighbour_recall"]
+    assert found["recall"] == pytest.approx(hits / (rounds * 150 * 6), abs=0.005)
+    assert (found["queries"], found["searched"], found["neighbours"]) == (150, 150, 6)
+
+
+def test_a_perfect_codebook_keeps_distances_and_neighbours():
+    x = blobs(60, 4, 60)
+    codebook, codes, _ = fit(x, PsrqOptions(levels=1, codes=64))
+    report = quality(x, codes, codebook)
+    assert report["distance_preservation"]["tau"] == pytest.approx(1)
+    assert report["neighbour_recall"]["recall"] == pytest.approx(1)
+    assert report["levels"][0]["relative_mse"] == 0
+    assert report["full"]["items_sharing"] == 0
+
+
+def test_co_listened_prefix_recall_by_a_loop():
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 3, (50, 2))
+    pairs = generator.integers(0, 50, (300, 2))
+    found = co_listened_prefix_recall(prefix_ids(codes), pairs)
+    for depth in (1, 2):
+        shares = [
+            np.mean([(codes[i, :depth] == codes[j, :depth]).all() for a, j in pairs if a == i])
+            for i in np.unique(pairs[:, 0])
+        ]
+        assert found["recall"][depth - 1] == pytest.approx(np.mean(shares))
+        every = [
+            (codes[i, :depth] == codes[j, :depth]).all()
+            for i, j in itertools.combinations(range(50), 2)
+        ]
+        assert found["chance"][depth - 1] == pytest.approx(np.mean(every))
+    assert found["items"] == len(np.unique(pairs[:, 0]))
+    for wrong in (pairs[:0], pairs[:, :1], pairs + 50, pairs - 50):
+        with pytest.raises(ValueError, match="co-listened pairs must be"):
+            co_listened_prefix_recall(prefix_ids(codes), wrong)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.ones(5, 3), torch.zeros(2, 3)])
+def test_degenerate_data_give_plain_json(rows):
+    codebook, codes, _ = fit(rows, PsrqOptions(codes=4))
+    report = quality(rows, codes, codebook)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["levels"][0]["relative_mse"] is None
+    assert report["distance_preservation"]["tau"] is None
+
+
+def test_report_is_plain_json_and_repeats(fitted):
+    x, codebook, codes, _ = fitted
+    arguments = {"reference_N": np.arange(900) % 3, "co_listened_P2": np.array([[0, 1], [5, 9]])}
+    report = quality(x, codes, codebook, **arguments)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert quality(x, codes, codebook, **arguments) == report
+
+
+def test_wrong_shapes_are_refused(fitted):
+    x, codebook, codes, _ = fitted
+    with pytest.raises(ValueError, match=r"codes must be \(900, 3\), got \(900, 2\)"):
+        quality(x, codes[:, :2], codebook)
+    with pytest.raises(ValueError, match="reference must be"):
+        quality(x, codes, codebook, reference_N=np.zeros(3, int))
+
+
+def test_a_frozen_book_on_one_new_row():
+    codebook = Codebook(residuals=(torch.eye(3),), prefixes=(), prefix_weight=0.0)
+    report = quality(torch.full((1, 3), 0.5), torch.zeros(1, 1, dtype=torch.int64), codebook)
+    assert report["full"]["distinct"] == 1
+    assert report["neighbour_recall"]["recall"] is None
