@@ -88,9 +88,11 @@ class EventOrder:
 
     def repeated(self, event_ids: pa.ChunkedArray) -> np.ndarray:
         """For each row, whether its id is that of an event earlier in time (or in content)."""
-        in_order = event_ids.take(pa.array(self._by_content)).to_pandas()
-        repeated = np.zeros(len(in_order), bool)
-        repeated[self._by_content] = in_order.duplicated() & in_order.notna()
+        in_order = event_ids.take(pa.array(self._by_content)).combine_chunks()
+        # Codes, because integers with nulls become floats in pandas and large ids the same one.
+        codes = in_order.dictionary_encode().indices.to_pandas()
+        repeated = np.zeros(len(codes), bool)
+        repeated[self._by_content] = codes.duplicated() & codes.notna()
         return repeated
 
     def event_ids(self, source_ids: pa.ChunkedArray) -> np.ndarray:
@@ -109,8 +111,8 @@ class EventOrder:
         # The events of one user, track, moment and action, which stand together, are counted.
         repeats = np.logical_and.reduce([values[1:] == values[:-1] for values in event])
         place = np.arange(len(rows))
-        first = np.maximum.accumulate(np.where(np.insert(~repeats, 0, True)[: len(rows)], place, 0))
-        occurrence = place - first
+        starts = np.insert(~repeats, 0, True)[: len(rows)]
+        occurrence = place - np.maximum.accumulate(np.where(starts, place, 0))
         time, *rest = event
         in_time = _sorted_rows(time, _stable_hash(*event, occurrence), *rest, occurrence)
         event_ids[rows[in_time]] = int(event_ids.max(initial=0)) + 1 + place

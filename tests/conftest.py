@@ -27,3 +27,12 @@ def ray_local():
 
     with ray_session():
         yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, ray_local):
+    """A published workspace, and what training MCCA on it answered."""
+    from tests.trained import published_workspace, train_small
+
+    workspace = published_workspace(tmp_path_factory.mktemp("trained"))
+    return workspace, train_small(workspace)

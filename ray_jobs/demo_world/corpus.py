@@ -32,32 +32,27 @@ class Collection:
     """One collection: how it is called in the world's tags, its share, why it may be used."""
 
     name: str
-    folder: str
     share: float
     licence: str
 
 
 ONEILL = Collection(
     name="O'Neill's Music of Ireland",
-    folder="oneills1850",
     share=0.52,
     licence="printed 1903, public domain; transcriptions without restriction (music21 corpus)",
 )
 RYAN = Collection(
     name="Ryan's Mammoth Collection",
-    folder="ryansMammoth",
     share=0.35,
     licence="printed 1883, public domain; transcriptions without restriction (music21 corpus)",
 )
 QUARTETS = Collection(
     name="Viennese string quartets",
-    folder="",
     share=0.125,
     licence="public domain; encodings from Project Gutenberg's sheet music (music21 corpus)",
 )
 LEAD_SHEETS = Collection(
     name="Parlour songs",
-    folder="leadSheet",
     share=0.005,
     licence="the score itself says: Public Domain (music21 corpus)",
 )

@@ -29,7 +29,6 @@ class Traits:
     """What the tracks really are, as arrays: codes of each category, standardised measures."""
 
     codes: dict[str, np.ndarray]
-    names: dict[str, list[str]]
     measures: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -47,16 +46,15 @@ class Taste:
 
 def traits_of(truth: pa.Table) -> Traits:
     """Reads the traits from the truth table of the tracks."""
-    codes, names = {}, {}
-    for category in CATEGORIES:
-        encoded = truth[category].combine_chunks().dictionary_encode()
-        codes[category] = encoded.indices.to_numpy()
-        names[category] = encoded.dictionary.to_pylist()
+    codes = {
+        category: truth[category].combine_chunks().dictionary_encode().indices.to_numpy()
+        for category in CATEGORIES
+    }
     measures = {
         "pace": standardise(np.log(truth["notes_per_second"].to_numpy())),
         "height": standardise(truth["mean_pitch"].to_numpy()),
     }
-    return Traits(codes, names, measures)
+    return Traits(codes, measures)
 
 
 def standardise(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ray_jobs.demo_world.corpus import COLLECTIONS, MOVEMENTS, ONEILL, RYAN, Col
 CLIP_S = 12.0
 """Seconds of music in a track."""
 
+ONEILL_FOLDER, RYAN_FOLDER = "oneills1850", "ryansMammoth"
 LEFT_OUT_TRANSCRIBER = "norbeck"
 SELECTION_STREAM = 1
 
@@ -108,8 +109,8 @@ def _corpus_tunes() -> Iterator[Tune]:
 def _tunes_of_books(root: Path) -> Iterator[Tune]:
     """Tunes of the ABC collections, one a number or title of the printed book."""
     seen: set[str] = set()
-    for collection, tune_of in ((ONEILL, _oneill_tune), (RYAN, _ryan_tune)):
-        for path in sorted((root / collection.folder).glob("*.abc")):
+    for book, tune_of in ((ONEILL_FOLDER, _oneill_tune), (RYAN_FOLDER, _ryan_tune)):
+        for path in sorted((root / book).glob("*.abc")):
             text = path.read_text(encoding="utf-8", errors="replace")
             for abc in re.split(r"(?m)^(?=X:)", text)[1:]:
                 header = _abc_header(abc)
@@ -150,7 +151,7 @@ def _oneill_tune(path: Path, abc: str, header: dict[str, str]) -> Tune:
     else:
         artist = "Traditional"
     return Tune(
-        tune_key=f"{ONEILL.folder}/{number:04d}",
+        tune_key=f"{ONEILL_FOLDER}/{number:04d}",
         collection=ONEILL,
         title=_title(header.get("T", path.stem)),
         artist=artist,
@@ -170,7 +171,7 @@ def _ryan_tune(path: Path, abc: str, header: dict[str, str]) -> Tune:
     )
     composer = header.get("C", "").strip(" .")
     return Tune(
-        tune_key=f"{RYAN.folder}/{path.stem}",
+        tune_key=f"{RYAN_FOLDER}/{path.stem}",
         collection=RYAN,
         title=_title(title[: named.start()] if named else title),
         artist=composer.title() if composer and "scotch" not in composer.lower() else "Traditional",

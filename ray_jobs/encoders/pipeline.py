@@ -45,9 +45,9 @@ def encoded_blocks(
     batch_size: int,
 ) -> Iterator[pa.Table]:
     """Tables of `embedding_schema` for the tracks `todo`, in the order of their completion."""
-    import ray
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it has set it to DEBUG
     ray.data.DataContext.get_current().enable_progress_bars = False
     for wave in _waves(tracks, todo, encoder):
         batches = range(0, wave.num_rows, batch_size)

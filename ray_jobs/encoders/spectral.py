@@ -35,7 +35,9 @@ TEMPI_BPM = np.geomspace(240, 40, 11)
 """Edges of the tempo bands, fast to slow."""
 ROLLOFF_SHARE = 0.85
 FLOOR = 1e-6
-"""Added to a band's share of a frame's power: what lies 60 dB below the clip counts as silence."""
+"""Added to the power of a band: what lies 60 dB below the clip counts as silence."""
+BIN_FLOOR = 1e-7
+"""The same for a single bin. The rounding noise of a quiet 16-bit file lies below it."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 """Krumhansl and Kessler's key profiles: how well each pitch class fits a key."""
@@ -185,7 +187,7 @@ def _contrast(power: np.ndarray) -> np.ndarray:
         ordered = np.sort(power[:, :, low:high], axis=2)
         few = max(1, round(CONTRAST_SHARE * (high - low)))
         peak, valley = ordered[:, :, -few:].mean(axis=2), ordered[:, :, :few].mean(axis=2)
-        bels = np.log10(peak + FLOOR * 1e-2) - np.log10(valley + FLOOR * 1e-2)
+        bels = np.log10(peak + BIN_FLOOR) - np.log10(valley + BIN_FLOOR)
         octaves.append(bels.mean(axis=1))
     return np.stack(octaves, axis=1)
 
@@ -193,12 +195,13 @@ def _contrast(power: np.ndarray) -> np.ndarray:
 def _shape(power: np.ndarray, cut: np.ndarray) -> dict[str, np.ndarray]:
     """Mean and spread over frames of five numbers a frame; silent frames hardly count."""
     hertz = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE).astype(np.float32)
-    total = power.sum(axis=2) + 1e-9
+    power = power + np.float32(BIN_FLOOR)
+    total = power.sum(axis=2)
     centroid = power @ hertz / total
     bandwidth = np.sqrt(np.maximum(power @ np.square(hertz) / total - np.square(centroid), 0))
     reached = np.cumsum(power, axis=2) < ROLLOFF_SHARE * total[:, :, None]
     rolloff = reached.sum(axis=2) * hertz[1]
-    flatness = np.log10(power + 1e-9).mean(axis=2) - np.log10(total / len(hertz))
+    flatness = np.log10(power).mean(axis=2) - np.log10(total / len(hertz))
     crossed = np.cumsum(np.diff(cut > 0, axis=1, prepend=False), axis=1)
     crossings = (crossed[:, N_FFT - 1 :: HOP] - crossed[:, : -N_FFT + 1 : HOP]) / N_FFT
     frames = np.stack(

@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     "*.model",
 )
 TEMPLATE = "{title} by {artist}. {tags}. {lyrics}"
-TOKEN_BUDGET = 4096
+TOKEN_BUDGET = 2048
 """Tokens of one forward pass, padding included. Changes the speed, not the vectors."""
 NO_TEXT = "no text: title, artist, tags and lyrics are all empty"
 

@@ -202,9 +202,22 @@ def test_empty_clusters_are_given_far_rows():
 
 def test_far_rows_that_are_equal_fill_one_cluster_only():
     x = torch.cat([torch.zeros(50, 2), torch.full((9, 2), 5.0), torch.tensor([[3.0, 0.0]])])
-    fit = kmeans(x, 3, start=Centroids(x_KD=torch.zeros(3, 2)), iterations=10)
-    assert fit.objective == 0
-    assert fit.codes_N.unique().numel() == 3
+    start = Centroids(x_KD=torch.zeros(3, 2))
+    assert kmeans(x, 3, start=start, iterations=1).codes_N.unique().numel() == 3
+    assert kmeans(x, 3, start=start, iterations=10).objective == 0
+
+
+def test_filling_an_empty_cluster_never_empties_another():
+    x = torch.tensor([[0.0], [0.0], [0.2], [50.0]])
+    start = Centroids(x_KD=torch.tensor([[0.0], [10.0], [99.0]]))  # 50 is alone, and far, at 10
+    assert kmeans(x, 3, start=start, iterations=1).codes_N.tolist() == [0, 0, 2, 1]
+
+
+def test_initial_centroids_of_few_distinct_rows_are_those_rows_and_copies_of_the_first():
+    distinct = blobs(6, 40, 6)
+    start = initial_centroids(distinct.repeat(50, 1), 10).x_KD
+    assert torch.equal(start[:6].unique(dim=0), distinct.unique(dim=0))
+    assert torch.equal(start[6:], start[:1].expand(4, -1))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])

@@ -1,0 +1,40 @@
+"""The same application under Ray Serve, over real HTTP."""
+
+import socket
+
+import httpx
+import pytest
+
+from feature_repo.errors import ArtifactError
+from feature_repo.workspace import Workspace
+from serving.deployment import running
+from serving.releases import live_release, make_release
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_ray_serve_ranks_over_http(trained):
+    workspace, _ = trained
+    make_release(workspace)
+    with running(workspace, host="127.0.0.1", port=free_port()) as url:
+        answer = httpx.post(
+            f"{url}/v1/rank", json={"user_id": 1, "candidates": [1, 2, 3]}, timeout=30
+        )
+        assert answer.status_code == 200
+        assert len(answer.json()["results"]) == 3
+        assert answer.json()["release_id"] == live_release(workspace).release_id
+        bad = httpx.post(f"{url}/v1/rank", content=b"{", timeout=30)
+        assert bad.status_code == 422
+        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+
+
+def test_serving_without_a_release_names_the_command(tmp_path):
+    with (
+        pytest.raises(ArtifactError, match="crescendo release"),
+        running(Workspace(tmp_path), host="127.0.0.1", port=free_port()),
+    ):
+        pass
