@@ -84,7 +84,7 @@ def _with_negatives(listens: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     random = np.random.default_rng(seed)
     users, tracks = listens[schema.USER_ID].to_numpy(), listens[schema.TRACK_ID].to_numpy()
-    times = listens[schema.EVENT_TIMESTAMP].to_numpy()
+    times = listens[schema.EVENT_TIMESTAMP].to_numpy("datetime64[us]")
     # The pool ends with the listens of the same moment: a later one would be a look ahead.
     ends = np.searchsorted(times, times, side="right")
     starts = np.maximum(0, ends - NEGATIVE_POOL)
@@ -94,7 +94,7 @@ def _with_negatives(listens: pd.DataFrame, seed: int) -> pd.DataFrame:
     for _ in range(NEGATIVE_TRIES):
         drawn = random.integers(starts[open_rows], ends[open_rows])
         pairs = pd.MultiIndex.from_arrays([users[open_rows], tracks[drawn]])
-        heard_at = first_listen.reindex(pairs).to_numpy()
+        heard_at = first_listen.reindex(pairs).to_numpy("datetime64[us]")
         heard = ~np.isnat(heard_at) & (heard_at <= times[open_rows])
         negatives[open_rows[~heard]] = tracks[drawn[~heard]]
         open_rows = open_rows[heard]

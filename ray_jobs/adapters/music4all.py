@@ -75,7 +75,9 @@ TRACKS_SQL = f"""
 
 
 def read(path: Path) -> SourceTables:
-    information = read_delimited(path / "id_information.csv", ("id", "artist", "song"))
+    columns = ("id", "artist", "song")
+    information = read_delimited(path / "id_information.csv", columns)
+    information = information.select([*columns, MALFORMED_ROW])
     history = read_delimited(path / "listening_history.csv", ("user", "song", "timestamp"))
     tracks = query(
         TRACKS_SQL,

@@ -59,15 +59,17 @@ def read_delimited(path: Path, required: Sequence[str]) -> pa.Table:
         require_columns(path, header, required)
         if len(set(header)) < len(header) or MALFORMED_ROW in header:
             raise InputError(f"{path} names a column twice, or {MALFORMED_ROW}: {header}")
+        packing = "gzip" if path.suffix == ".gz" else "none"
         tabs = delimiter == "\t"
         quote = "" if tabs else '"'
         types = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
         cells = ", ".join(_unquoted(name) if tabs else quoted(name) for name in header)
         with duckdb.connect() as connection:
             rows = connection.sql(
-                f"SELECT {cells} FROM read_csv({_file_name(path)}, delim = {literal(delimiter)},"
-                f" header = true, auto_detect = false, columns = {{{types}}}, nullstr = '',"
-                f" quote = '{quote}', escape = '{quote}', store_rejects = true)"
+                f"SELECT {cells} FROM read_csv({_file_name(path)}, compression = '{packing}',"
+                f" delim = {literal(delimiter)}, quote = '{quote}', escape = '{quote}',"
+                f" header = true, columns = {{{types}}}, nullstr = '',"
+                f" auto_detect = false, store_rejects = true)"
             ).to_arrow_table()
             malformed = connection.sql(
                 "SELECT any_value(csv_line) AS text FROM reject_errors GROUP BY line ORDER BY line"
@@ -117,9 +119,9 @@ def _header_line(path: Path) -> str:
         with gzip.open(path) as stream:
             while stream.read(CHUNK_BYTES):
                 pass
-        with gzip.open(path, "rt", encoding="utf-8-sig") as text:
+        with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace") as text:
             return text.readline().rstrip("\r\n")
-    with path.open(encoding="utf-8-sig") as text:
+    with path.open(encoding="utf-8-sig", errors="replace") as text:
         return text.readline().rstrip("\r\n")
 
 

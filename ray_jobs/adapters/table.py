@@ -41,7 +41,7 @@ from ray_jobs.contract import SourceTables
 from ray_jobs.contract_checks import MALFORMED_ROW
 
 Action = Literal["play", "complete", "skip", "favourite"]
-EXPECTED = "a JSON file with the column mapping that `crescendo ingest --help` describes"
+EXPECTED = "a JSON file that maps columns (ray_jobs/adapters/table.py shows one)"
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 EVENT_TIMES = ("event_timestamp", "ingested_at")
 
@@ -123,10 +123,10 @@ def _tracks(path: Path, mapping: TracksMapping) -> pa.Table:
     table = _mapped(path / mapping.path, mapping.columns)
     for place, name in enumerate(table.column_names):
         column = table[name]
-        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        is_text = _is_text(column.type)
         if name == "tags" and is_text:
             column = _split(table, mapping.list_separator)
-        elif name == "released_at" and (is_text or pa.types.is_integer(column.type)):
+        elif name == "released_at" and (is_text or _is_number(column.type)):
             column = _dates(table)
         elif name == "audio_uri":
             column = absolute_uris(column, path)
@@ -149,12 +149,12 @@ def _split(tracks: pa.Table, separator: str) -> pa.ChunkedArray:
 
 
 def _dates(tracks: pa.Table) -> pa.ChunkedArray:
-    """A year as its first day; a date or a time stays text."""
+    """A year as its first day (1999.0 as well, from pandas); a date or a time stays text."""
     return query(
-        """
+        r"""
         SELECT CASE
-            WHEN regexp_full_match(CAST(released_at AS VARCHAR), '[0-9]{4}')
-            THEN CAST(released_at AS VARCHAR) || '-01-01'
+            WHEN regexp_full_match(CAST(released_at AS VARCHAR), '[0-9]{4}(\.0)?')
+            THEN substr(CAST(released_at AS VARCHAR), 1, 4) || '-01-01'
             ELSE CAST(released_at AS VARCHAR)
         END AS released_at
         FROM tracks
@@ -165,9 +165,9 @@ def _dates(tracks: pa.Table) -> pa.ChunkedArray:
 
 def _events(path: Path, mapping: EventsMapping) -> pa.Table:
     table = _mapped(path / mapping.path, mapping.columns)
-    times = [name for name in EVENT_TIMES if name in table.column_names]
-    if mapping.timestamp_unit == "iso":
-        times = []
+    times = [] if mapping.timestamp_unit == "iso" else list(EVENT_TIMES)
+    # A parquet timestamp knows its unit: the mapping's is for numbers, and numbers in text.
+    times = [n for n in times if n in table.column_names and not _is_time(table[n].type)]
     kept = [quoted(name) for name in table.column_names if name not in (*times, "action")]
     read_times = [f"{text_from_epoch(name, mapping.timestamp_unit)} AS {name}" for name in times]
     action = "CAST(action AS VARCHAR)" if "action" in table.column_names else "NULL"
@@ -192,3 +192,15 @@ def _mapped(path: Path, columns: dict[str, str]) -> pa.Table:
     else:
         table = read_parquet(path, wanted)
     return pa.table({ours: table[theirs] for ours, theirs in columns.items()})
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind)

@@ -9,7 +9,6 @@ import pytest
 from feature_repo.errors import InputError
 from ray_jobs.ingest import IngestOptions, ingest
 
-
 MUSIC4ALL = {
     "id_information.csv": '''
         id|artist|song|album_name

@@ -113,6 +113,23 @@ def test_table_reads_parquet_and_csv_by_a_mapping(tmp_path, workspace, ingested,
     assert users == ["ana", "b,o"]
 
 
+def test_a_log_in_parquet_may_have_numbers_or_timestamps(tmp_path, workspace, ingested):
+    moment = 1_700_000_000.25
+    columns = {"user_id": "u", "track_id": "song", "event_timestamp": "at"}
+    for at in (
+        pa.array([moment]),
+        pa.array([int(moment * 1000)]).cast(pa.timestamp("ms")),
+        pa.array([str(moment)]),
+    ):
+        mapping = table_mapping(
+            tmp_path, path="log.parquet", columns=columns, timestamp_unit="s", default_action="play"
+        )
+        pq.write_table(pa.table({"u": [5], "song": ["s-2"], "at": at}), tmp_path / "log.parquet")
+        assert ingested("table", tmp_path, mapping=mapping)["rejected"] == 0
+        event = pq.read_table(workspace.events).to_pylist()[0]
+        assert (event["user_id"], event["event_timestamp"].timestamp()) == (5, moment)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

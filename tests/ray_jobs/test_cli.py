@@ -1,0 +1,74 @@
+"""The command line as a user meets it: help, exit codes, errors that name the fix."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent / "crescendo"
+
+
+def crescendo(*arguments, cwd):
+    return subprocess.run([BIN, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_help_imports_nothing_heavy():
+    """What makes `--help` slow is an import: none of the heavy ones may happen for it."""
+    code = (
+        "import sys; sys.argv = ['crescendo', '--help']\n"
+        "from ray_jobs import cli\n"
+        "try: cli.app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'feast', 'pandas', 'transformers', 'librosa', 'fastapi'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "quantize" in ended.stdout
+    assert ended.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["quantize"], "crescendo embed"),
+        (["sequences"], "crescendo"),
+        (["release"], "crescendo train"),
+        (["rank", "--user", "1", "--candidates", "1,x"], "candidates must be track ids"),
+        (["quantize", "--prefix-weight", "heavy"], "prefix_weight must be auto or a number"),
+        (["train", "--model", "wide"], "model must be one of"),
+        (["ingest", "--source", "nowhere", "--path", "."], "source"),
+        (["quantize", "--levels", "x"], "Invalid value for '--levels'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_input_ends_with_2_and_says_what_fixes_it(tmp_path, arguments, reason):
+    ended = crescendo(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_last_line_is_json(tmp_path):
+    (tmp_path / "tracks.csv").write_text("song,name\na,First\nb,Second\n")
+    (tmp_path / "plays.csv").write_text("who,song,at\nu1,a,1700000000\nu2,b,1700000100\n")
+    mapping = {
+        "tracks": {"path": "tracks.csv", "columns": {"track_id": "song", "title": "name"}},
+        "events": {
+            "path": "plays.csv",
+            "columns": {"user_id": "who", "track_id": "song", "event_timestamp": "at"},
+            "timestamp_unit": "s",
+            "default_action": "play",
+        },
+    }
+    (tmp_path / "mapping.json").write_text(json.dumps(mapping))
+    ended = crescendo(
+        *("ingest", "--source", "table", "--path", ".", "--mapping", "mapping.json"), cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout.splitlines()[-1])
+    assert (answer["tracks"], answer["events"], answer["users"]) == (2, 2, 2)
+    again = crescendo("sequences", cwd=tmp_path)
+    assert json.loads(again.stdout.splitlines()[-1])["users"] == 2
