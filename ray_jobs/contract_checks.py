@@ -30,6 +30,7 @@ EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 LARGEST_EXACT_INTEGER = 2**53
 CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+REJECTED = pa.schema([pa.field("reason", pa.string()), pa.field("row", pa.string())])
 SQL_TYPES = {TIMESTAMP: "TIMESTAMPTZ", pa.float64(): "DOUBLE"}
 
 
@@ -78,20 +79,15 @@ class Verdict:
 
     def rejected_rows(self) -> pa.Table:
         """`reason` and `row`: the source's row as JSON."""
-        rejected = pa.array(~self.accepted)
-        rows = self.source.filter(rejected)
+        rows = self.source.filter(pa.array(~self.accepted))
+        if not len(rows):
+            return REJECTED.empty_table()
         if not self.rejected_by_reason().get(MALFORMED_ROW):
             rows = rows.select([name for name in rows.column_names if name != MALFORMED_ROW])
         rows = pa.table({name: _json_safe(rows[name]) for name in rows.column_names})
+        as_json = query("SELECT CAST(to_json(rows) AS VARCHAR) AS row FROM rows", rows=rows)["row"]
         reasons = np.array(self._reasons, dtype=object)[self._reason_of_row[~self.accepted]]
-        return pa.table(
-            {
-                "reason": pa.array(reasons, pa.string()),
-                "row": query("SELECT CAST(to_json(rows) AS VARCHAR) AS row FROM rows", rows=rows)[
-                    "row"
-                ],
-            }
-        )
+        return pa.table([pa.array(reasons, pa.string()), as_json], schema=REJECTED)
 
     def read(self, field: pa.Field) -> None:
         """Reads a column as the contract's type; one that the source lacks is null."""
