@@ -345,10 +345,14 @@ def test_beauty_automatic_weight_keeps_more_meaning_for_little_error(beauty_fit,
 
 
 @pytest.mark.slow
-def test_speed_of_a_catalogue_of_20_000():
-    """Generous: the machine may be busy. About 5 s on two quiet cores."""
-    x = blobs(20_000, 384, 300) + 3 * torch.randn(20_000, 384, generator=torch.Generator())
-    begin = time.perf_counter()
+def test_a_catalogue_of_20_000_takes_seconds():
+    """CPU seconds of one thread, so that a busy machine does not fail it: about 5 when quiet."""
+    x = blobs(20_000, 384, 300) + 3 * blobs(20_000, 384, 1, seed=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    begin = time.process_time()
     _, codes, _ = fit(x / x.norm(dim=1, keepdim=True), PsrqOptions())
-    assert time.perf_counter() - begin < 60
+    seconds = time.process_time() - begin
+    torch.set_num_threads(threads)
     assert codes.shape == (20_000, 3)
+    assert seconds < 30
