@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.kmeans import (
+from models.kmeans import KMeans, kmeans
+from models.nearest import (
     Centroids,
-    KMeans,
     NearestCentroid,
     Prefix,
     check_rows,
     chunks,
-    kmeans,
     mean_and_scatter,
 )
 

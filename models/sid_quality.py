@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.kmeans import check_rows, chunks, mean_and_scatter
+from models.nearest import check_rows, chunks, mean_and_scatter
 from models.psrq import Codebook, decode
 
 Array = np.ndarray

@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from models.kmeans import (
-    Centroids,
-    NearestCentroid,
-    Prefix,
-    check_rows,
-    initial_centroids,
-    kmeans,
-    nearest,
-)
+from models.kmeans import initial_centroids, kmeans
+from models.nearest import Centroids, NearestCentroid, Prefix, check_rows, nearest
 
 
 def blobs(n: int, d: int, clusters: int, seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from models.kmeans import Prefix, initial_centroids, kmeans
+from models.kmeans import initial_centroids, kmeans
+from models.nearest import Prefix
 from models.psrq import Codebook, PsrqOptions, assign, auto_weight, decode, fit, level_seed
 from tests.models.test_kmeans import blobs
 
@@ -110,7 +111,7 @@ def test_assign_gives_the_codes_of_fit_row_by_row(weight, iterations, monkeypatc
     assert torch.equal(one_by_one, codes[:40])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:999]
     assert torch.equal(assign(codebook, x[order]), codes[order])
-    monkeypatch.setattr("models.kmeans.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("models.nearest.CHUNK_ELEMENTS", 1)
     assert torch.equal(assign(codebook, x), codes)
 
 
