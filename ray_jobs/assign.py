@@ -79,7 +79,7 @@ def _new_tracks(
         options["preprocess"],
         {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)},
     )
-    x_ND = torch.from_numpy(vectors[new])
+    x_ND = torch.tensor(vectors[new])
     return Modality(
         track_ids=track_ids[new],
         vectors_ND=preprocess.apply(x_ND),

@@ -111,7 +111,7 @@ def quantize(
     levels: Annotated[int, typer.Option(help="Codes in an ID.")] = 3,
     codes: Annotated[int, typer.Option(help="Codes in a codebook.")] = 128,
     prefix_weight: Annotated[str, typer.Option(help="auto or a number; 1 is the paper.")] = "auto",
-    preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "standard",
+    preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "l2",
     seed: int = 0,
 ) -> None:
     """Fits the codebooks of all families and assigns a generation of semantic IDs."""

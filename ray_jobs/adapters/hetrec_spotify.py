@@ -1,9 +1,9 @@
 """hetrec-spotify: Last.fm listeners of HetRec 2011, artists described by tags and by Spotify.
 
 Items are artists: a track's title is the artist's name, its tags are the crowd's, and its
-`audio_vector` holds the 14 Spotify columns (means over the artist's tracks; `popularity` and
-`n_tracks` among them, which say how known an artist is and not how it sounds), each z-scored over
-the artists that have them. Others have no vector.
+`audio_vector` holds the 12 Spotify columns of sound (means over the artist's tracks), each z-scored
+over the artists that have them. Others have no vector. `popularity` and `n_tracks` stay out: they
+say how known an artist was in 2020, long after the events, and would pass for audio.
 
 An event is a listener's first tag on an artist, as `play`. Its time is known to the month: almost
 every one is midnight of the first day of a month in Madrid, where the data was gathered, which in
@@ -38,10 +38,8 @@ AUDIO_COLUMNS = (
     "speechiness",
     "tempo",
     "valence",
-    "popularity",
     "key",
     "mode",
-    "n_tracks",
 )
 INTERACTION_COLUMNS = ("user_id", "item_id", "first_tag_ts_ms")
 

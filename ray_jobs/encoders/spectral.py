@@ -5,8 +5,8 @@ spectrum (centroid, bandwidth, rolloff, flatness), zero crossings, onsets and te
 standard deviation over the windows of a clip. A clip is brought to one loudness first, so gain
 does not matter, and pitch classes are counted from the tonic, so a transposed tune stays near.
 
-Only librosa's mel filter bank is used, the rest is numpy: librosa's own features load Numba code
-that compiles for 20 s on a fresh install, and take three times as long on each clip.
+The features are librosa's, written in numpy: librosa itself loads Numba code that compiles for
+20 s on a fresh install, and takes three times as long on each clip.
 """
 
 from dataclasses import dataclass
@@ -73,9 +73,16 @@ class SpectralEncoder:
         "silence_dbfs": SILENCE_DBFS,
         "n_fft": N_FFT,
         "hop": HOP,
+        "n_mels": N_MELS,
+        "n_mfcc": N_MFCC,
+        "pitch_range_hz": PITCH_RANGE_HZ,
+        "contrast": [CONTRAST_EDGES_HZ, CONTRAST_SHARE],
+        "tempi_bpm": TEMPI_BPM.round(3).tolist(),
+        "rolloff_share": ROLLOFF_SHARE,
+        "floors": [FLOOR, BIN_FLOOR],
         "scales": SCALES,
     }
-    """`features` counts changes of the code below that change vectors."""
+    """`features` counts changes of the formulas below: whoever changes one adds one to it."""
 
     @property
     def encoder_id(self) -> str:
@@ -84,10 +91,7 @@ class SpectralEncoder:
     @cached_property
     def _banks(self) -> tuple[np.ndarray, np.ndarray]:
         """Filter banks (bins, bands): mel, and pitch classes from C up."""
-        from librosa.filters import mel
-
-        bank = mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS, norm=None)
-        return bank.T.astype(np.float32), _pitch_class_bank()
+        return mel_bank(), _pitch_class_bank()
 
     def encode(self, tracks: pa.Table) -> list[np.ndarray | str]:
         return [self._encode_one(uri) for uri in tracks["audio_uri"].to_pylist()]
@@ -103,12 +107,12 @@ class SpectralEncoder:
 
     def vector(self, cut: np.ndarray) -> np.ndarray:
         """The clip's vector from its windows (windows, samples)."""
-        mel_bank, pitch_bank = self._banks
+        mel, pitch = self._banks
         cut = cut / np.sqrt(np.mean(np.square(cut)))
         power = power_spectrum(cut)
         groups = (
-            _timbre(power @ mel_bank)
-            | _tonality(np.sqrt(power) @ pitch_bank)
+            _timbre(power @ mel)
+            | _tonality(np.sqrt(power) @ pitch)
             | {"contrast": _contrast(power)}
             | _shape(power, cut)
         )
@@ -216,6 +220,18 @@ def _shape(power: np.ndarray, cut: np.ndarray) -> dict[str, np.ndarray]:
     means = (weights * frames).sum(axis=1)
     spread = np.sqrt((weights * np.square(frames - means[:, None])).sum(axis=1))
     return {"shape": means, "shape_spread": spread}
+
+
+def mel_bank() -> np.ndarray:
+    """(bins, bands): triangles on Slaney's mel scale, linear below 1 kHz and logarithmic above."""
+    step = np.log(6.4) / 27
+    top = 15 + np.log(SAMPLE_RATE / 2 / 1000) / step
+    mels = np.linspace(0, top, N_MELS + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(step * (mels - 15)))
+    hertz = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)[:, None]
+    rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
 def _pitch_class_bank() -> np.ndarray:

@@ -1,8 +1,10 @@
 """The embedding job on a real Ray: good and bad rows, second runs, kills, retries, new tracks."""
 
+import contextlib
 import fcntl
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,14 +27,14 @@ from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.encoders.pipeline import EncoderActor
 
 WIDTH = 3
-VECTORS = EmbedOptions(modality="image", encoder="vectors", batch_size=4)
+VECTORS = EmbedOptions(modality="image", encoder="vectors", batch_size=4, actors=1)
 SPECTRAL = EmbedOptions(modality="audio", encoder="spectral", batch_size=2)
-KILL_AFTER_FIRST_PART = """
+DRIVER = """
 import sys
 from pathlib import Path
 from feature_repo.workspace import Workspace
 from ray_jobs.embed import EmbedOptions, embed
-options = EmbedOptions(modality="audio", encoder="spectral", batch_size=2)
+options = EmbedOptions(modality="audio", encoder="spectral", batch_size=2, actors=1)
 embed(Workspace(Path(sys.argv[1])), options)
 """
 
@@ -49,10 +51,8 @@ def write_tracks(
     count = len(track_ids)
     image = columns.pop("image_vector", None)
     columns = {"track_id": track_ids, "title": [f"tune {i}" for i in track_ids]} | columns
-    table = pa.table(
-        [pa.array(columns.get(name, [None] * count), TRACKS.field(name).type) for name in TRACKS.names],
-        schema=TRACKS,
-    )  # fmt: skip
+    arrays = [pa.array(columns.get(field.name, [None] * count), field.type) for field in TRACKS]
+    table = pa.table(arrays, schema=TRACKS)
     vectors = image or [[i, i + 0.5, -i] for i in track_ids]
     table = table.append_column("image_vector", pa.array(vectors, pa.list_(pa.float32(), WIDTH)))
     workspace.tracks.mkdir(parents=True, exist_ok=True)
@@ -83,17 +83,18 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> list[list[int]]:
-    """Encodes without Ray, four tracks a block; returns the track ids of each run."""
+    """Encodes without Ray, a part a block; returns the track ids of each run."""
     runs: list[list[int]] = []
 
     def blocks(tracks, todo, encoder, *, actors, batch_size) -> Iterator[pa.Table]:
         runs.append(todo.tolist())
+        actor = EncoderActor(pickle.loads(pickle.dumps(encoder)))  # noqa: S301
         table = tracks.to_table(filter=pa.compute.field("track_id").isin(todo))
         for start in range(0, table.num_rows, batch_size):
-            yield EncoderActor(encoder)(table.slice(start, batch_size))
+            yield actor(table.slice(start, batch_size))
 
     monkeypatch.setattr(embed_module, "encoded_blocks", blocks)
-    monkeypatch.setattr(embed_module, "ray_session", lambda: open(os.devnull))
+    monkeypatch.setattr(embed_module, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(embed_module, "PART_EVERY_S", 0.0)
     return runs
 
@@ -135,29 +136,6 @@ def test_audio_job_gives_each_track_a_vector_or_a_reason(
     assert encoder_id == result["encoder_id"]
 
 
-def test_text_job_with_a_model_of_ones_own(
-    workspace: Workspace, tmp_path: Path, ray_local: None
-) -> None:
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path / "Tiny BERT"
-    config = BertConfig(
-        vocab_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ntune\nreel\n1")
-    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    write_tracks(workspace, [1, 2, 3], title=["tune reel", "", "tune"], tags=[None, [], ["reel"]])
-    options = EmbedOptions(
-        modality="text", encoder="hf-text", encoder_path=folder, max_tokens=32, actors=1
-    )
-    result = embed(workspace, options)
-    assert result.items() >= {"tracks": 3, "ok": 2, "errors": 1, "dim": 12}.items()
-    assert result["encoder_id"].startswith("tiny-bert-")
-    assert "no text" in str(rows_on_disk(workspace, "text")[2]["error"])
-
-
 def test_second_run_does_nothing_and_a_new_track_is_the_only_one_embedded(
     workspace: Workspace, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +161,7 @@ def test_second_run_does_nothing_and_a_new_track_is_the_only_one_embedded(
     assert rows_on_disk(workspace, "image")[11]["vector"] == [11, 11.5, -11]
 
 
+@pytest.mark.slow
 def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_local: None) -> None:
     import ray
 
@@ -196,7 +175,7 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
     address = ray.get_runtime_context().gcs_address
     with (workspace.root / "driver.log").open("w") as output:
         driver = subprocess.Popen(
-            [sys.executable, "-c", KILL_AFTER_FIRST_PART, str(workspace.root)],
+            [sys.executable, "-c", DRIVER, str(workspace.root)],
             env=os.environ | {"RAY_ADDRESS": address},
             stdout=output,
             stderr=output,
@@ -227,6 +206,27 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
 # --- the folder, without Ray -----------------------------------------------------------------
 
 
+def test_text_job_with_a_model_of_ones_own(
+    workspace: Workspace, tmp_path: Path, in_process: list[list[int]]
+) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path / "Tiny BERT"
+    config = BertConfig(
+        vocab_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ntune\nreel\n1")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    write_tracks(workspace, [1, 2, 3], title=["tune reel", "", "tune"], tags=[None, [], ["reel"]])
+    options = EmbedOptions(modality="text", encoder="hf-text", encoder_path=folder, max_tokens=32)
+    result = embed(workspace, options)
+    assert result.items() >= {"tracks": 3, "ok": 2, "errors": 1, "dim": 12}.items()
+    assert result["encoder_id"].startswith("tiny-bert-")
+    assert "no text" in str(rows_on_disk(workspace, "text")[2]["error"])
+
+
 def test_manifest_and_parts_follow_the_conventions(
     workspace: Workspace, in_process: list[list[int]]
 ) -> None:
@@ -243,14 +243,18 @@ def test_manifest_and_parts_follow_the_conventions(
     ]  # fmt: skip
 
 
-def test_tracks_of_a_lost_part_are_done_again(
-    workspace: Workspace, in_process: list[list[int]]
+def test_tracks_of_a_lost_part_are_done_again_once(
+    workspace: Workspace, in_process: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tracks(workspace, list(range(10)))
     embed(workspace, VECTORS)
     (folder_of(workspace, "image") / "part-00003.parquet").unlink()
     with pytest.raises(ArtifactError, match=r"lacks its file part-00003\.parquet"):
         read_embeddings(workspace, "image")
+    with monkeypatch.context() as patch:
+        patch.delattr(embed_module, "_write_manifest")
+        with pytest.raises(NameError):
+            embed(workspace, VECTORS)
     embed(workspace, VECTORS)
     assert in_process == [list(range(10)), [8, 9]]
     assert read_embeddings(workspace, "image")[0].tolist() == list(range(10))
@@ -326,12 +330,11 @@ def test_reading_without_an_id_takes_the_newest_encoder(
     encoder_id = embed(workspace, VECTORS)["encoder_id"]
     older = workspace.embeddings("image", "older-encoder")
     older.mkdir()
-    manifest = json.loads(
-        (folder_of_id := workspace.embeddings("image", encoder_id) / MANIFEST).read_text()
-    )
+    path = workspace.embeddings("image", encoder_id) / MANIFEST
+    manifest = json.loads(path.read_text())
     (older / MANIFEST).write_text(json.dumps(manifest | {"id": older.name, "created_at": "2001"}))
     assert read_embeddings(workspace, "image")[2] == encoder_id
-    folder_of_id.write_text(json.dumps(manifest | {"id": "foreign"}))
+    path.write_text(json.dumps(manifest | {"id": "foreign"}))
     with pytest.raises(ArtifactError, match="holds embedding foreign"):
         read_embeddings(workspace, "image", encoder_id)
 
@@ -363,7 +366,7 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
 
 
 def test_wrong_input_is_named(workspace: Workspace, no_ray: None) -> None:
-    with pytest.raises(InputError, match="has no tables/tracks; run `crescendo .* ingest"):
+    with pytest.raises(InputError, match=r"has no tables/tracks; run `crescendo .* ingest"):
         embed(workspace, VECTORS)
     write_tracks(workspace, [1, 1])
     with pytest.raises(InputError, match="track_id twice"):

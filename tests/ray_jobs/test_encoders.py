@@ -392,6 +392,13 @@ def test_tempo_profile_peaks_at_the_tempo(tempo: float) -> None:
     assert profile[off_beat] < 0.5 * profile[band]
 
 
+def test_mel_bank_is_that_of_librosa() -> None:
+    from librosa.filters import mel
+
+    expected = mel(sr=SAMPLE_RATE, n_fft=spectral.N_FFT, n_mels=spectral.N_MELS, norm=None)
+    np.testing.assert_allclose(spectral.mel_bank(), expected.T, atol=1e-5)
+
+
 def test_frame_power_is_the_mean_square() -> None:
     noise = np.random.default_rng(0).normal(0, 2, (1, 50_000)).astype(np.float32)
     assert spectral.power_spectrum(noise).sum(axis=2).mean() == pytest.approx(4, rel=0.02)
