@@ -1,10 +1,23 @@
-"""Target attention over a listening history, and the tower that scores: the parts of DIN.
+"""The parts that DIN and MCCA share: ID embeddings, target attention, the tower that scores.
 
 Shapes: B rows, T history positions, D embedding width.
 """
 
 import torch
 from torch import Tensor, nn
+
+from models.batch import PADDING_ROW, UNSEEN_ROW
+from models.ranker_config import EMBEDDING_STD, RankerConfig
+
+
+def track_embedding(config: RankerConfig) -> nn.Embedding:
+    """The ID-embedding table e^r. A track without training impressions is a zero vector: no row
+    teaches the shared one, and a random vector would be noise in its score."""
+    table = nn.Embedding(config.id_rows, config.embedding_width, padding_idx=PADDING_ROW)
+    nn.init.normal_(table.weight, std=EMBEDDING_STD)
+    with torch.no_grad():
+        table.weight[[PADDING_ROW, UNSEEN_ROW]] = 0.0
+    return table
 
 
 class TargetAttention(nn.Module):

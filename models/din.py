@@ -8,8 +8,8 @@ difference between the two comes from the semantic IDs.
 import torch
 from torch import Tensor, nn
 
-from models.attention import TargetAttention, score_tower
-from models.batch import PADDING_ROW, Batch
+from models.attention import TargetAttention, score_tower, track_embedding
+from models.batch import Batch
 from models.ranker_config import RankerConfig
 
 
@@ -19,7 +19,7 @@ class DIN(nn.Module):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         width = config.embedding_width
-        self.track_embedding = nn.Embedding(config.id_rows, width, padding_idx=PADDING_ROW)
+        self.track_embedding = track_embedding(config)
         self.attention = TargetAttention(width, config.attention_hidden)
         self.tower = score_tower(2 * width, config.tower_hidden)
 

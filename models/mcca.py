@@ -14,9 +14,9 @@ Shapes: B rows, T history positions, F families (the joint one last), L levels, 
 import torch
 from torch import Tensor, nn
 
-from models.attention import TargetAttention, score_tower
-from models.batch import MISSING_CODE, PADDING_ROW, Batch
-from models.ranker_config import RankerConfig
+from models.attention import TargetAttention, score_tower, track_embedding
+from models.batch import MISSING_CODE, Batch
+from models.ranker_config import EMBEDDING_STD, RankerConfig
 
 
 class CodeEmbedding(nn.Module):
@@ -32,9 +32,10 @@ class CodeEmbedding(nn.Module):
         self.table = nn.EmbeddingBag(
             levels * codes + 1, width, mode="sum", padding_idx=self.padding_row
         )
-        nn.init.normal_(self.table.weight, std=levels**-0.5)
+        nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
         with torch.no_grad():
             self.table.weight[self.padding_row].zero_()
+        self.first_row_L: Tensor
         self.register_buffer("first_row_L", torch.arange(levels) * codes, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class MCCA(nn.Module):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         width, families = config.embedding_width, len(config.families)
-        self.track_embedding = nn.Embedding(config.id_rows, width, padding_idx=PADDING_ROW)
+        self.track_embedding = track_embedding(config)
         self.code_embeddings = nn.ModuleList(
             CodeEmbedding(config.levels, config.codes, width) for _ in range(families)
         )

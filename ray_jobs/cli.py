@@ -170,7 +170,7 @@ def train(
     label_rule: LabelRule = "complete",
     epochs: Epochs = 3,
     batch_size: BatchSize = 512,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate = 3e-3,
     workers: Workers = 1,
     gpu: Gpu = False,
     seed: int = 0,

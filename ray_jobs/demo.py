@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from models.ranking_metrics import auc
 
-from feature_repo.artifacts import write_json
+from feature_repo.artifacts import read_manifest, write_json
 from feature_repo.workspace import Workspace
+from models.ranking_metrics import auc
 from ray_jobs.demo_world.world import DemoWorldOptions, generate
 from ray_jobs.evaluate import COLD_BELOW
 from ray_jobs.ingest import IngestOptions
 from ray_jobs.pipeline import PipelineOptions, run_pipeline
 from ray_jobs.progress import step
+from ray_jobs.quantize import QuantizeOptions
 from ray_jobs.study import StudyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     world: DemoWorldOptions = field(default_factory=DemoWorldOptions)
+    quantize: QuantizeOptions = field(default_factory=lambda: QuantizeOptions(codes=32))
+    """A few hundred tunes: with 128 codes a level, most codes would hold two or three of them."""
     study: StudyOptions = field(default_factory=StudyOptions)
 
 
@@ -35,7 +38,8 @@ def demo(workspace: Workspace, options: DemoOptions) -> dict[str, Any]:
     with step("demo world", tunes=options.world.tunes, listeners=options.world.listeners):
         world = generate(workspace.demo_world, options.world)
     source = IngestOptions(source="demo-world", path=workspace.demo_world)
-    result = run_pipeline(workspace, PipelineOptions(ingest=source, study=options.study))
+    steps = PipelineOptions(ingest=source, quantize=options.quantize, study=options.study)
+    result = run_pipeline(workspace, steps)
     model_ids = next(iter(result["study"]["models"].values()))["model_ids"]
     result["world"] = world
     result["ceiling"] = ceiling(workspace, model_ids[0])
@@ -43,14 +47,17 @@ def demo(workspace: Workspace, options: DemoOptions) -> dict[str, Any]:
     return result
 
 
-def ceiling(workspace: Workspace, model_id: str) -> dict[str, float]:
+def ceiling(workspace: Workspace, model_id: str) -> dict[str, Any]:
     """AUC of the listeners' true probabilities on the test rows that the models were judged by."""
+    manifest = read_manifest(workspace.models / model_id, kind="model", made_by="demo")
     scored = pq.read_table(workspace.models / model_id / "test_scores.parquet").to_pandas()
     truth = pd.read_parquet(workspace.demo_world / "truth" / "events.parquet")
     joined = scored.merge(truth, on="event_id", validate="one_to_one")
     labels, chances = joined["label"].to_numpy(), joined["true_probability"].to_numpy()
     cold = joined["train_impressions"].to_numpy() < COLD_BELOW
+    cold_labels = labels[cold]
     return {
+        "training_set": manifest.parents["training_set"],
         "auc": auc(labels, chances),
-        "cold_auc": auc(labels[cold], chances[cold]) if cold.any() else float(np.nan),
+        "cold_auc": auc(cold_labels, chances[cold]) if len(np.unique(cold_labels)) == 2 else None,
     }

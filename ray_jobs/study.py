@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.artifacts import write_json
+from feature_repo.artifacts import read_manifest, write_json
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.progress import step
@@ -48,6 +48,7 @@ def study(workspace: Workspace, options: StudyOptions) -> dict[str, Any]:
     baseline = options.models[0]
     result: dict[str, Any] = {
         "baseline": baseline,
+        "training_set": _training_set_of(workspace, runs[baseline][0]["model_id"]),
         "models": {model: _summary(rows) for model, rows in runs.items()},
         "differences": {
             model: _differences(runs[model], runs[baseline]) for model in options.models[1:]
@@ -55,6 +56,11 @@ def study(workspace: Workspace, options: StudyOptions) -> dict[str, Any]:
     }
     write_json(workspace.reports / "study.json", result)
     return result
+
+
+def _training_set_of(workspace: Workspace, model_id: str) -> str:
+    manifest = read_manifest(workspace.models / model_id, kind="model", made_by="train")
+    return str(manifest.parents["training_set"])
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,7 +78,10 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(rows: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per metric the paired differences by seed, and whether their mean exceeds both spreads."""
+    """Per metric the paired differences by seed, and whether their mean exceeds both spreads.
+
+    One seed has no spread: then None.
+    """
     differences: dict[str, Any] = {}
     for metric in METRICS:
         ours = np.array([row[metric] for row in rows], dtype=float)
@@ -83,6 +92,8 @@ def _differences(rows: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> 
         differences[metric] = {
             "mean": mean,
             "per_seed": (ours - theirs).tolist(),
-            "beyond_spread": bool(abs(mean) > max(np.ptp(ours), np.ptp(theirs))),
+            "beyond_spread": None
+            if len(ours) < 2
+            else bool(abs(mean) > max(np.ptp(ours), np.ptp(theirs))),
         }
     return differences

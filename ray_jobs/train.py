@@ -36,7 +36,7 @@ class TrainOptions:
     epochs: int = 3
     batch_size: int = 512
     """Rows of one optimizer step, over all workers."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     embedding_width: int = 64
     workers: int = 1
     gpu: bool = False

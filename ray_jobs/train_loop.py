@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import ray.train
 import ray.train.torch
 import torch
-from models.ranking_metrics import auc, logloss
 from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
 
 from models.batch import to_device
 from models.ranker_config import RankerConfig
 from models.rankers import build_ranker
+from models.ranking_metrics import auc, logloss
 from ray_jobs.training_stream import (
     ItemSide,
     StreamPlace,
@@ -122,11 +123,10 @@ def _score_everywhere(
 ) -> np.ndarray:
     """Scores of all rows on every worker, each having scored its share: metrics stay exact."""
     model.eval()
-    unwrapped = model.module if hasattr(model, "module") else model
     share = -(-rows.num_rows // world_size)
     mine = rows.slice(rank * share, share)
     scores_S = torch.zeros(share)
-    scores_S[: mine.num_rows] = torch.from_numpy(score_rows(unwrapped, side, mine))
+    scores_S[: mine.num_rows] = torch.from_numpy(score_rows(_unwrapped(model), side, mine))
     if world_size > 1:
         gathered = [torch.zeros(share, device=device) for _ in range(world_size)]
         torch.distributed.all_gather(gathered, scores_S.to(device))
@@ -134,11 +134,15 @@ def _score_everywhere(
     return scores_S[: rows.num_rows].numpy()
 
 
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The ranker itself: with several workers it is wrapped for gradient averaging."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def _save(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch: int
 ) -> None:
-    unwrapped = model.module if hasattr(model, "module") else model
-    save_file(unwrapped.state_dict(), folder / "model.safetensors")
+    save_file(_unwrapped(model).state_dict(), folder / "model.safetensors")
     moments = {
         f"{parameter}.{name}": value
         for parameter, state in optimizer.state_dict()["state"].items()
@@ -153,10 +157,9 @@ def _restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
-    unwrapped = model.module if hasattr(model, "module") else model
     with checkpoint.as_directory() as path:
         folder = Path(path)
-        unwrapped.load_state_dict(load_file(folder / "model.safetensors"))
+        _unwrapped(model).load_state_dict(load_file(folder / "model.safetensors"))
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             parameter, name = key.split(".")
