@@ -55,7 +55,10 @@ def assign(workspace: Workspace, generation_id: str | None = None) -> dict[str, 
         )
         books = {name: tensor for name, tensor in tensors[family].items() if "." not in name}
         codebook = Codebook.from_tensors(books, prefix_weight=book.info["prefix_weight"])
-        codes[family] = (track_ids, assign_codes(codebook, vectors_ND))
+        found_NL = torch.zeros(0, codebook.levels, dtype=torch.int64)
+        if len(track_ids):
+            found_NL = assign_codes(codebook, vectors_ND)
+        codes[family] = (track_ids, found_NL)
     new = np.unique(np.concatenate([track_ids for track_ids, _ in codes.values()]))
     if len(new):
         manifest.rows = {"tracks": len(known) + len(new)}
@@ -82,7 +85,7 @@ def _new_tracks(
     x_ND = torch.tensor(vectors[new])
     return Modality(
         track_ids=track_ids[new],
-        vectors_ND=preprocess.apply(x_ND),
+        vectors_ND=preprocess.apply(x_ND) if new.any() else x_ND,
         preprocess=preprocess,
         encoder_id=encoder_id,
     )

@@ -31,7 +31,10 @@ Epochs = Annotated[int, typer.Option(help="Passes over the training part.")]
 BatchSize = Annotated[int, typer.Option(help="Rows of one optimizer step, over all workers.")]
 LearningRate = Annotated[float, typer.Option(help="Adam's learning rate.")]
 Workers = Annotated[int, typer.Option(help="Ray Train workers.")]
-Gpu = Annotated[bool, typer.Option("--gpu", help="One CUDA device a worker.")]
+Gpu = Annotated[
+    bool | None,
+    typer.Option("--gpu/--cpu", help="One CUDA device a worker; by default if there are enough."),
+]
 Source = Annotated[
     str,
     typer.Option(help="hetrec-spotify, 30music-subset, tiktok-mm, music4all, demo-world or table."),
@@ -172,7 +175,7 @@ def train(
     batch_size: BatchSize = 512,
     learning_rate: LearningRate = 3e-3,
     workers: Workers = 1,
-    gpu: Gpu = False,
+    gpu: Gpu = None,
     seed: int = 0,
 ) -> None:
     """A training set from Feast, and a ranker trained on it by Ray Train."""

@@ -39,8 +39,8 @@ class TrainOptions:
     learning_rate: float = 3e-3
     embedding_width: int = 64
     workers: int = 1
-    gpu: bool = False
-    """One CUDA device a worker."""
+    gpu: bool | None = None
+    """One CUDA device a worker; by default where Ray has one for each."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,15 +113,19 @@ def _settings(folder: Path, data: Manifest, options: TrainOptions) -> dict[str, 
 
 def _fit(run: Path, settings: dict[str, Any], options: TrainOptions) -> tuple[Path, Path]:
     """Runs the workers. Returns the best and the last checkpoint's folders."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from ray_jobs.train_loop import train_loop
 
+    use_gpu = options.gpu
+    if use_gpu is None:
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= options.workers
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=options.gpu),
+        scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",  # in a folder of its own: Ray would resume a run of the same name
             storage_path=str(run.absolute()),

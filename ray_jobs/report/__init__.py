@@ -44,7 +44,7 @@ def report(workspace: Workspace) -> dict[str, Any]:
         try:
             study = read_study(workspace)
             ceiling = read_json(workspace.reports / "ceiling.json", "demo")
-            if study is None or (ceiling and ceiling["training_set"] != study["training_set"]):
+            if study and ceiling and ceiling.get("training_set") != study.get("training_set"):
                 ceiling = None  # measured on the test rows of another study
         except ArtifactError as error:
             problems.append(str(error))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import MISSING_CODE, Batch
+from models.batch import MISSING_CODE, Batch, to_device
 from models.ranker_config import RankerConfig
 from models.rankers import build_ranker, load_ranker
 
@@ -138,6 +138,25 @@ def test_padding_takes_no_gradient_and_every_other_parameter_does(name):
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
     assert model.track_embedding.weight.grad[0].abs().sum() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["din", "mcca"])
+def test_cuda_gives_the_scores_and_gradients_of_the_cpu(name):
+    torch.manual_seed(4)
+    model, batch = build_ranker(config(name)), random_batch()
+    logits = model(batch)
+    logits.sum().backward()
+    gradients = {key: p.grad.clone() for key, p in model.named_parameters()}
+    device = torch.device("cuda")
+    model.zero_grad()
+    model.to(device)
+    on_device = model(to_device(batch, device))
+    on_device.sum().backward()
+    torch.testing.assert_close(on_device.cpu(), logits, atol=1e-5, rtol=1e-5)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad.cpu(), gradients[key], atol=1e-4, rtol=1e-4)
 
 
 def test_load_ranker_restores_the_same_scores():
