@@ -21,6 +21,7 @@ from typing import Any
 from feature_repo.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+REPLACED = ".replaced."
 
 
 @dataclass(kw_only=True)
@@ -60,8 +61,10 @@ def write_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
     An error inside leaves `folder` as it was. An existing `folder` is replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _recover(folder)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     partial.chmod(0o755)
+    replaced: Path | None = None
     try:
         yield partial
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -69,16 +72,25 @@ def write_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
         manifest.code_version = version("crescendo")
         manifest.created_at = datetime.now(UTC).isoformat()
         write_json(partial / MANIFEST, asdict(manifest))
-        replaced = None
         if folder.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=".replaced.", dir=folder.parent))
+            replaced = Path(tempfile.mkdtemp(prefix=REPLACED, dir=folder.parent))
             os.rename(folder, replaced / folder.name)
         os.rename(partial, folder)
-        if replaced is not None:
-            shutil.rmtree(replaced)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        _recover(folder)
         raise
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def _recover(folder: Path) -> None:
+    """Puts back a folder whose replacement was cut off between its two renames."""
+    if not folder.exists():
+        for earlier in folder.parent.glob(f"{REPLACED}*/{folder.name}"):
+            os.rename(earlier, folder)
+            earlier.parent.rmdir()
+            return
 
 
 def write_json(path: Path, value: object) -> None:
@@ -99,6 +111,7 @@ def read_manifest(folder: Path, *, kind: str, made_by: str, verify: bool = True)
     `made_by` is the `crescendo` command that makes such an artifact, for the error message.
     """
     fix = f"run `crescendo {made_by}` to make it again"
+    _recover(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"no {kind} {folder.name}: {path} is missing; {fix}")

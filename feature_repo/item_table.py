@@ -14,7 +14,7 @@ from feast import FeatureStore
 from feature_repo import schema
 from feature_repo.artifacts import parquet_files
 from feature_repo.errors import ArtifactError
-from feature_repo.store import read_online
+from feature_repo.store import find_view, read_online
 
 MISSING_CODE = -1
 
@@ -23,7 +23,7 @@ def read_codes_offline(
     store: FeatureStore, generation_id: str, families: Sequence[str], levels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """track_ids_I (sorted int64) and codes_IFL (int64) from the view's offline source."""
-    view = store.get_feature_view(schema.semantic_ids_view_name(generation_id))
+    view = find_view(store, schema.semantic_ids_view_name(generation_id))
     files = parquet_files(Path(view.batch_source.path).parent)
     table = pq.read_table(files).sort_by(schema.TRACK_ID)
     columns = {family: table[schema.sid_column(family)].to_pylist() for family in families}

@@ -14,6 +14,7 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from feature_repo import schema
+from feature_repo.store import find_view
 
 JOINED_ROWS_PER_CHUNK = 2_000_000
 """About 0.5 GB with a list of 20 ids in each row."""
@@ -30,7 +31,7 @@ def point_in_time(
     Every entity row comes back exactly once, in any order, with all of its own columns; what no
     row of the view covers is null.
     """
-    feature_view = store.get_feature_view(view)
+    feature_view = find_view(store, view)
     (key,) = feature_view.join_keys
     source = feature_view.batch_source.path
     rows_per_entity = duckdb.sql(f"SELECT {key}, count(*) AS n FROM '{source}' GROUP BY ALL").df()

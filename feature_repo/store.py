@@ -5,6 +5,7 @@ the workspace and is written once, so a deployment edits it there (Redis, SQL re
 """
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from feast import FeatureService, FeatureStore, FeatureView
+from feast.errors import FeatureViewNotFoundException
 
 from feature_repo import schema
 from feature_repo.artifacts import parquet_files
@@ -62,7 +64,9 @@ def open_store(workspace: Workspace) -> FeatureStore:
     path = workspace.root / "feature_store.yaml"
     if not path.exists():
         workspace.root.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(STORE_SETTINGS, sort_keys=False))
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(yaml.safe_dump(STORE_SETTINGS, sort_keys=False))
+        os.replace(partial, path)
     settings = yaml.safe_load(path.read_text())
     offline = settings.get("offline_store", {}).get("type", "dask")
     if offline in WRONG_OFFLINE_STORES:
@@ -71,6 +75,22 @@ def open_store(workspace: Workspace) -> FeatureStore:
             "set it to duckdb"
         )
     return FeatureStore(repo_path=str(workspace.root.absolute()))
+
+
+def find_view(store: FeatureStore, name: str) -> FeatureView:
+    """A registered view, read from this workspace; else an error that names the command."""
+    try:
+        view = store.get_feature_view(name)
+    except FeatureViewNotFoundException as error:
+        raise ArtifactError(
+            f"view {name} is not in the feature store; run `crescendo publish`"
+        ) from error
+    if not Path(view.batch_source.path).is_relative_to(store.repo_path):
+        raise ArtifactError(
+            f"view {name} was published for {view.batch_source.path}, which lies outside "
+            f"{store.repo_path}: the workspace was moved or copied; run `crescendo publish`"
+        )
+    return view
 
 
 def apply(store: FeatureStore, objects: Sequence[Any]) -> None:

@@ -12,6 +12,15 @@ class Workspace:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        # DuckDB and Feast read globs under this path, and it stands inside SQL strings.
+        bad = sorted(set(str(self.root)) & set("*?[]'\""))
+        if bad or ":/" in str(self.root):
+            raise InputError(
+                f"workspace must be a local folder without any of * ? [ ] ' \" and ://, "
+                f"got {self.root}"
+            )
+
     @property
     def tracks(self) -> Path:
         """Contract table of the catalogue: a folder of parquet files."""
@@ -73,6 +82,6 @@ class Workspace:
         if not path.exists():
             raise InputError(
                 f"workspace {self.root} has no {path.relative_to(self.root)}; "
-                f"run `crescendo --workspace {self.root} {made_by}`"
+                f"run `crescendo {made_by}`"
             )
         return path

@@ -6,17 +6,16 @@ Shapes: B rows, T history positions, D embedding width.
 import torch
 from torch import Tensor, nn
 
-from models.batch import PADDING_ROW, UNSEEN_ROW
+from models.batch import ZERO_ROW
 from models.ranker_config import EMBEDDING_STD, RankerConfig
 
 
 def track_embedding(config: RankerConfig) -> nn.Embedding:
-    """The ID-embedding table e^r. A track without training impressions is a zero vector: no row
-    teaches the shared one, and a random vector would be noise in its score."""
-    table = nn.Embedding(config.id_rows, config.embedding_width, padding_idx=PADDING_ROW)
+    """The ID-embedding table e^r."""
+    table = nn.Embedding(config.id_rows, config.embedding_width, padding_idx=ZERO_ROW)
     nn.init.normal_(table.weight, std=EMBEDDING_STD)
     with torch.no_grad():
-        table.weight[[PADDING_ROW, UNSEEN_ROW]] = 0.0
+        table.weight[ZERO_ROW] = 0.0
     return table
 
 

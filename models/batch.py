@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PADDING_ROW = 0
-"""ID-embedding row of an empty history position; always a zero vector."""
-UNSEEN_ROW = 1
-"""ID-embedding row shared by all tracks without a training impression."""
-FIRST_TRACK_ROW = 2
+ZERO_ROW = 0
+"""ID-embedding row of an empty history position, and of every track without a training
+impression: never trained and always zero, so that such a track's score is left to its content."""
+FIRST_TRACK_ROW = 1
 MISSING_CODE = -1
 """Code of a padding position, and of a track that lacks the family's modality."""
 
@@ -58,13 +57,13 @@ class Vocabulary:
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding table, padding and unseen included."""
+        """Rows of the embedding table, the zero row included."""
         return FIRST_TRACK_ROW + len(self.track_ids_I)
 
     def id_rows(self, track_ids: np.ndarray) -> np.ndarray:
-        """Embedding rows of track ids; UNSEEN_ROW for tracks without a training impression."""
+        """Embedding rows of track ids; ZERO_ROW for tracks without a training impression."""
         rows, known = find_rows(self.track_ids_I, track_ids)
-        return np.where(known, rows + FIRST_TRACK_ROW, UNSEEN_ROW)
+        return np.where(known, rows + FIRST_TRACK_ROW, ZERO_ROW)
 
     def train_counts(self, track_ids: np.ndarray) -> np.ndarray:
         """Training impressions of track ids, 0 for those outside the vocabulary."""
@@ -115,7 +114,7 @@ def make_batch(
     if len(history_track_ids) == 0:
         history_track_ids = np.zeros(1, dtype=np.int64)  # every position is masked
     history_BT = history_track_ids[source_BT]
-    ids_BT = np.where(mask_BT, vocabulary.id_rows(history_BT), PADDING_ROW)
+    ids_BT = np.where(mask_BT, vocabulary.id_rows(history_BT), ZERO_ROW)
     codes_BTFL = np.where(mask_BT[..., None, None], items.codes(history_BT), MISSING_CODE)
     return Batch(
         target_ids_B=torch.from_numpy(vocabulary.id_rows(target_track_ids_B)),

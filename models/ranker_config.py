@@ -14,7 +14,7 @@ class RankerConfig:
     model: str
     """`mcca` or `din`."""
     id_rows: int
-    """Rows of the ID-embedding table, padding and unseen included."""
+    """Rows of the ID-embedding table, the zero row included."""
     families: tuple[str, ...]
     """ID families in the order of the item table; the joint family last."""
     levels: int

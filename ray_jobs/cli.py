@@ -7,6 +7,7 @@ progress goes to standard error. Exit code 0; 2 for wrong options or input; 1 fo
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -27,7 +28,7 @@ app = typer.Typer(
 Generation = Annotated[str | None, typer.Option(help="Generation id; the newest when not given.")]
 ModelId = Annotated[str | None, typer.Option(help="Model id; the newest when not given.")]
 LabelRule = Annotated[str, typer.Option(help="complete, favourite, replayed or sampled_negatives.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training part.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training part at most.")]
 BatchSize = Annotated[int, typer.Option(help="Rows of one optimizer step, over all workers.")]
 LearningRate = Annotated[float, typer.Option(help="Adam's learning rate.")]
 Workers = Annotated[int, typer.Option(help="Ray Train workers.")]
@@ -35,11 +36,16 @@ Gpu = Annotated[
     bool | None,
     typer.Option("--gpu/--cpu", help="One CUDA device a worker; by default if there are enough."),
 ]
+Levels = Annotated[int, typer.Option(help="Codes in an ID.")]
+Codes = Annotated[int, typer.Option(help="Codes in a codebook.")]
+Length = Annotated[int, typer.Option(help="Listens kept per user.")]
+Models = Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")]
+Seeds = Annotated[int, typer.Option(help="Runs of each model.")]
 Source = Annotated[
     str,
     typer.Option(help="hetrec-spotify, 30music-subset, tiktok-mm, music4all, demo-world or table."),
 ]
-SourcePath = Annotated[Path, typer.Option("--path", help="Folder (or file) of the source.")]
+SourcePath = Annotated[Path, typer.Option("--path", help="Folder of the source.")]
 Mapping = Annotated[
     Path | None, typer.Option(help="Column mapping, a JSON file, for --source table.")
 ]
@@ -111,8 +117,8 @@ def quantize(
     context: typer.Context,
     method: Annotated[str, typer.Option(help="psrq, rq or vq.")] = "psrq",
     modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "text,audio",
-    levels: Annotated[int, typer.Option(help="Codes in an ID.")] = 3,
-    codes: Annotated[int, typer.Option(help="Codes in a codebook.")] = 128,
+    levels: Levels = 3,
+    codes: Codes = 128,
     prefix_weight: Annotated[str, typer.Option(help="auto or a number; 1 is the paper.")] = "auto",
     preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "l2",
     seed: int = 0,
@@ -128,7 +134,7 @@ def quantize(
         ) from error
     options = QuantizeOptions(
         method=method,
-        modalities=tuple(modalities.split(",")),
+        modalities=_names(modalities),
         levels=levels,
         codes=codes,
         prefix_weight=weight,
@@ -149,7 +155,7 @@ def assign(context: typer.Context, generation: Generation = None) -> None:
 @app.command()
 def sequences(
     context: typer.Context,
-    length: Annotated[int, typer.Option(help="Listens kept per user.")] = 20,
+    length: Length = 20,
 ) -> None:
     """Listening log -> the sources of the sequence and statistics features."""
     from ray_jobs.sequences import SequenceOptions, sequences
@@ -171,7 +177,7 @@ def train(
     model: Annotated[str, typer.Option(help="mcca or din.")] = "mcca",
     generation: Generation = None,
     label_rule: LabelRule = "complete",
-    epochs: Epochs = 3,
+    epochs: Epochs = 12,
     batch_size: BatchSize = 512,
     learning_rate: LearningRate = 3e-3,
     workers: Workers = 1,
@@ -207,17 +213,31 @@ def evaluate(context: typer.Context, model_id: ModelId = None) -> None:
 @app.command()
 def study(
     context: typer.Context,
-    models: Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")] = (
-        "din,mcca"
-    ),
-    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
+    models: Models = "din,mcca",
+    seeds: Seeds = 3,
+    generation: Generation = None,
     label_rule: LabelRule = "complete",
-    epochs: Epochs = 3,
+    epochs: Epochs = 12,
+    batch_size: BatchSize = 512,
+    learning_rate: LearningRate = 3e-3,
+    workers: Workers = 1,
+    gpu: Gpu = None,
 ) -> None:
     """Many models x seeds on the same rows, with paired differences."""
+    from ray_jobs.impressions import ImpressionOptions
     from ray_jobs.study import StudyOptions, study
+    from ray_jobs.train import TrainOptions
 
-    answer(study(context.obj, _study_options(StudyOptions, models, seeds, label_rule, epochs)))
+    shared = TrainOptions(
+        generation=generation,
+        impressions=ImpressionOptions(label_rule=label_rule),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        gpu=gpu,
+    )
+    answer(study(context.obj, StudyOptions(models=_names(models), seeds=seeds, train=shared)))
 
 
 @app.command()
@@ -227,24 +247,43 @@ def run(
     path: SourcePath,
     mapping: Mapping = None,
     max_rejected_share: MaxRejected = 0.05,
+    levels: Levels = 3,
+    codes: Codes = 128,
+    length: Length = 20,
     label_rule: LabelRule = "complete",
-    models: Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")] = (
-        "din,mcca"
-    ),
-    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
-    epochs: Epochs = 3,
+    models: Models = "din,mcca",
+    seeds: Seeds = 3,
+    epochs: Epochs = 12,
+    batch_size: BatchSize = 512,
+    learning_rate: LearningRate = 3e-3,
+    workers: Workers = 1,
+    gpu: Gpu = None,
 ) -> None:
     """All steps on one source, from ingest to a live release and its report."""
+    from ray_jobs.impressions import ImpressionOptions
     from ray_jobs.ingest import IngestOptions
     from ray_jobs.pipeline import PipelineOptions, run_pipeline
+    from ray_jobs.quantize import QuantizeOptions
     from ray_jobs.report import print_study, report
+    from ray_jobs.sequences import SequenceOptions
     from ray_jobs.study import StudyOptions
+    from ray_jobs.train import TrainOptions
 
+    shared = TrainOptions(
+        impressions=ImpressionOptions(label_rule=label_rule),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        gpu=gpu,
+    )
     options = PipelineOptions(
         ingest=IngestOptions(
             source=source, path=path, mapping=mapping, max_rejected_share=max_rejected_share
         ),
-        study=_study_options(StudyOptions, models, seeds, label_rule, epochs),
+        quantize=QuantizeOptions(levels=levels, codes=codes),
+        sequences=SequenceOptions(length=length),
+        study=StudyOptions(models=_names(models), seeds=seeds, train=shared),
     )
     result = run_pipeline(context.obj, options)
     result["release"] = _release_best(context.obj, result["study"])
@@ -257,7 +296,7 @@ def run(
 def demo(
     context: typer.Context,
     scale: Annotated[float, typer.Option(help="Listeners and events, as a factor.")] = 1.0,
-    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 3,
+    seeds: Seeds = 3,
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
 ) -> None:
     """Everything on a small world of real tunes and simulated listeners."""
@@ -342,23 +381,24 @@ def report(context: typer.Context) -> None:
     answer(report(context.obj))
 
 
-def _study_options(kind: Any, models: str, seeds: int, label_rule: str, epochs: int) -> Any:
-    from ray_jobs.impressions import ImpressionOptions
-    from ray_jobs.train import TrainOptions
-
-    return kind(
-        models=tuple(models.split(",")),
-        seeds=seeds,
-        train=TrainOptions(epochs=epochs, impressions=ImpressionOptions(label_rule=label_rule)),
-    )
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]:
-    """Makes the model whose kind has the best mean AUC the live release."""
+    """Makes a model of the kind with the best mean validation AUC the live release."""
     from serving.releases import make_release
 
-    best = max(study["models"].values(), key=lambda summary: summary["auc"]["mean"])
+    best = max(study["models"].values(), key=lambda summary: summary["validation_auc"])
     return make_release(workspace, best["model_ids"][0])
+
+
+def _in_this_workspace(message: str) -> str:
+    """The commands that a message names, with the --workspace that this one was given."""
+    for option, given in zip(sys.argv, sys.argv[1:], strict=False):
+        if option == "--workspace":
+            return message.replace("`crescendo ", f"`crescendo --workspace {shlex.quote(given)} ")
+    return message
 
 
 def main() -> None:
@@ -367,7 +407,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_in_this_workspace(str(error))}", err=True)
         code = 2
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

@@ -2,8 +2,11 @@
 
 - `complete`: complete or favourite against skip; a plain play says neither and is left out.
 - `favourite`: favourite against everything else that was not skipped.
-- `replayed`: a user's first listen to a track, 1 if the user played it again later.
-- `sampled_negatives`: listens are 1; each brings one track that others played lately as 0.
+- `replayed`: a user's first listen to a track, 1 if the user played it again within 28 days. First
+  listens whose 28 days reach beyond their part of the log are left out: their label is not known
+  there yet.
+- `sampled_negatives`: a user's first listen to a track is 1; it brings one track as 0 that others
+  played lately and the user had not. First listens only: a repeat would be told by the history.
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ LABEL_RULES = ("complete", "favourite", "replayed", "sampled_negatives")
 NEGATIVE_POOL = 10_000
 """A negative is drawn from the last so many listens of anybody: as popular as what is played."""
 NEGATIVE_TRIES = 20
+REPLAY_DAYS = 28
 PARTS = ("train", "validation", "test")
 
 
@@ -51,34 +55,62 @@ def impressions(events: Path, options: ImpressionOptions) -> pd.DataFrame:
             (action <> 'skip')::TINYINT AS label FROM events WHERE action <> 'play'""",
         "favourite": """SELECT event_id, user_id, track_id, event_timestamp,
             (action = 'favourite')::TINYINT AS label FROM events WHERE action <> 'skip'""",
-        "replayed": """SELECT min_by(event_id, (event_timestamp, event_id)) AS event_id,
-            user_id, track_id, min(event_timestamp) AS event_timestamp,
-            (count(*) > 1)::TINYINT AS label
-            FROM events WHERE action <> 'skip' GROUP BY user_id, track_id""",
+        "replayed": f"""
+            WITH listens AS (
+                SELECT *, row_number() OVER w AS nth, lead(event_timestamp) OVER w AS again
+                FROM events WHERE action <> 'skip'
+                WINDOW w AS (PARTITION BY user_id, track_id ORDER BY event_timestamp, event_id)
+            )
+            SELECT event_id, user_id, track_id, event_timestamp,
+                coalesce(again <= event_timestamp + INTERVAL {REPLAY_DAYS} DAYS, FALSE)::TINYINT
+                AS label
+            FROM listens WHERE nth = 1""",
         "sampled_negatives": """SELECT event_id, user_id, track_id, event_timestamp,
-            1::TINYINT AS label FROM events WHERE action <> 'skip'""",
+            1::TINYINT AS label FROM events WHERE action <> 'skip'
+            QUALIFY row_number() OVER (PARTITION BY user_id, track_id
+                ORDER BY event_timestamp, event_id) = 1""",
     }
     with duckdb.connect() as connection:
         connection.execute(f"CREATE VIEW events AS FROM '{events}/*.parquet'")
         connection.execute("SET TimeZone = 'UTC'")
         query = queries[options.label_rule]
         rows = connection.sql(f"{query} ORDER BY event_timestamp, event_id").df()
+        log_end = connection.sql("SELECT max(event_timestamp) AS ended FROM events").df()["ended"][
+            0
+        ]
     if options.label_rule == "sampled_negatives":
         rows = _with_negatives(rows, options.seed)
     if rows["label"].nunique() < 2:
         raise InputError(
             f"label rule {options.label_rule!r} gives {len(rows)} impressions of one class only; "
-            f"choose another of {LABEL_RULES}"
+            f"choose another --label-rule of {', '.join(LABEL_RULES)}"
         )
     rows = rows.sort_values([schema.EVENT_TIMESTAMP, "event_id", "label"], kind="stable")
     rows = rows.reset_index(drop=True)
-    rows.insert(0, "impression_id", np.arange(len(rows)))
     rows["part"] = _parts(rows[schema.EVENT_TIMESTAMP], options)
+    if options.label_rule == "replayed":
+        rows = _with_known_label(rows, log_end)
+    for part in PARTS:
+        mine = rows.loc[rows["part"] == part, "label"]
+        if mine.nunique() < 2:
+            raise InputError(
+                f"the {part} part has {len(mine)} impressions, not of both classes: the log "
+                f"({len(rows)} impressions) is too short for label rule {options.label_rule!r}"
+            )
+    rows.insert(0, "impression_id", np.arange(len(rows)))
     return rows
 
 
+def _with_known_label(rows: pd.DataFrame, log_end: pd.Timestamp) -> pd.DataFrame:
+    """Drops first listens whose replay days were not over when their part of the log ended."""
+    starts = rows.groupby("part")[schema.EVENT_TIMESTAMP].min()
+    ends = {"train": starts["validation"], "validation": starts["test"], "test": log_end}
+    known_at = rows[schema.EVENT_TIMESTAMP] + pd.Timedelta(days=REPLAY_DAYS)
+    return rows[known_at <= rows["part"].map(ends)].reset_index(drop=True)
+
+
 def _with_negatives(listens: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Adds for each listen a track from the pool before it that the user had not played by then.
+    """Adds for each first listen a track from the pool before it that the user had not played.
 
     A listen for which none is found in NEGATIVE_TRIES draws stays without a negative.
     """
@@ -114,6 +146,6 @@ def _parts(times: pd.Series, options: ImpressionOptions) -> np.ndarray:
             raise InputError(
                 f"the log has too few distinct moments to cut a {part} part from "
                 f"{len(times)} impressions between {times.iloc[0]} and {times.iloc[-1]}; "
-                "change validation_share or test_share"
+                "check the column and the unit of event_timestamp"
             )
     return parts

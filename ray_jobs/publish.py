@@ -21,15 +21,16 @@ from ray_jobs.progress import step
 
 def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str, Any]:
     """Returns `views`, `rows` per view, `feature_services` and the `generation_id`."""
-    with step("import feast"):
-        from feature_repo import feature_definitions as definitions
-        from feature_repo.store import apply, materialize, open_store
     if generation_id is None:
         generation_id = newest(workspace.generations, kind="generation", made_by="quantize").id
     folder = workspace.generations / generation_id
     generation = read_manifest(folder, kind="generation", made_by="quantize")
     for view in (schema.USER_SEQUENCE, schema.USER_STATS, schema.TRACK_STATS):
-        workspace.require(workspace.feature_source(view), "sequences")
+        source = workspace.feature_source(view)
+        read_manifest(source, kind="feature_source", made_by="sequences")
+    with step("import feast"):
+        from feature_repo import feature_definitions as definitions
+        from feature_repo.store import apply, materialize, open_store
     _write_semantic_ids(workspace, generation)
 
     sources = (workspace.root / "features").absolute()
@@ -50,8 +51,8 @@ def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str,
     rows = {}
     for view in views:
         with step(f"materialize {view.name}"):
-            source = workspace.feature_source(view.name)
-            rows[view.name] = materialize(store, view, source, as_of)
+            folder = workspace.feature_source(view.name)
+            rows[view.name] = materialize(store, view, folder, as_of)
     return {
         "generation_id": generation_id,
         "views": [view.name for view in views],

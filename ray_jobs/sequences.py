@@ -24,7 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import schema
-from feature_repo.artifacts import Manifest, write_artifact
+from feature_repo.artifacts import (
+    Manifest,
+    content_id,
+    file_sha256,
+    parquet_files,
+    write_artifact,
+)
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.progress import step
@@ -54,11 +60,15 @@ def sequences(workspace: Workspace, options: SequenceOptions) -> dict[str, Any]:
     """Builds the three sources. Returns `users`, and `rows` per view."""
     workspace.require(workspace.events, "ingest --source KIND --path FOLDER")
     events = f"{workspace.events}/*.parquet"
+    parents = {"events": events_id(workspace)}
     rows: dict[str, int] = {}
     with step("sequences"):
         folder = workspace.feature_source(schema.USER_SEQUENCE)
         manifest = Manifest(
-            kind="feature_source", id=folder.name, options={"length": options.length}
+            kind="feature_source",
+            id=folder.name,
+            parents=parents,
+            options={"length": options.length},
         )
         with write_artifact(folder, manifest) as partial:
             users, rows[folder.name] = _write_sequences(
@@ -68,11 +78,17 @@ def sequences(workspace: Workspace, options: SequenceOptions) -> dict[str, Any]:
     for view, entity in ((schema.USER_STATS, "user"), (schema.TRACK_STATS, "track")):
         with step(view):
             folder = workspace.feature_source(view)
-            manifest = Manifest(kind="feature_source", id=view)
+            manifest = Manifest(kind="feature_source", id=view, parents=parents)
             with write_artifact(folder, manifest) as partial:
                 rows[view] = _write_stats(events, partial / "part-0.parquet", entity)
                 manifest.rows = {"rows": rows[view]}
     return {"users": users, "rows": rows}
+
+
+def events_id(workspace: Workspace) -> str:
+    """Tells one state of the event log from another: derived from the files' content."""
+    files = parquet_files(workspace.events)
+    return content_id("events", {path.name: file_sha256(path) for path in files})
 
 
 def _write_sequences(events: str, target: Path, length: int) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from feature_repo.artifacts import read_manifest, write_json
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.progress import step
-from ray_jobs.ray_session import ray_session
-from ray_jobs.train import TrainOptions, train
+from ray_jobs.train import TrainOptions, train_all
 
 METRICS = ("auc", "gauc", "cold_auc", "logloss")
 
@@ -32,21 +31,26 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise InputError(f"seeds must be at least 1, got {self.seeds}")
-        if not self.models:
-            raise InputError("models must name at least one model, got none")
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise InputError(f"models must name models, each once, got {self.models}")
         for model in self.models:
             replace(self.train, model=model)  # raises on an unknown name
 
 
 def study(workspace: Workspace, options: StudyOptions) -> dict[str, Any]:
     """Trains every model with every seed. Returns per model the metrics with their spread."""
+    wanted = [
+        replace(options.train, model=model, seed=seed)
+        for seed in range(options.seeds)
+        for model in options.models
+    ]
+    with step("study", models=options.models, seeds=options.seeds):
+        results = train_all(workspace, wanted)
     runs: dict[str, list[dict[str, Any]]] = {model: [] for model in options.models}
-    with ray_session(), step("study", models=options.models, seeds=options.seeds):
-        for seed in range(options.seeds):
-            for model in options.models:
-                runs[model].append(train(workspace, replace(options.train, model=model, seed=seed)))
+    for one, result in zip(wanted, results, strict=True):
+        runs[one.model].append(result)
     baseline = options.models[0]
-    result: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "baseline": baseline,
         "training_set": _training_set_of(workspace, runs[baseline][0]["model_id"]),
         "models": {model: _summary(rows) for model, rows in runs.items()},
@@ -54,8 +58,8 @@ def study(workspace: Workspace, options: StudyOptions) -> dict[str, Any]:
             model: _differences(runs[model], runs[baseline]) for model in options.models[1:]
         },
     }
-    write_json(workspace.reports / "study.json", result)
-    return result
+    write_json(workspace.reports / "study.json", answer)
+    return answer
 
 
 def _training_set_of(workspace: Workspace, model_id: str) -> str:
@@ -73,6 +77,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "spread": float(np.ptp(values)),
                 "per_seed": values,
             }
+    summary["validation_auc"] = float(np.mean([row["validation_auc"] for row in rows]))
+    summary["best_epochs"] = [row["best_epoch"] for row in rows]
     summary["rows_per_second"] = float(np.mean([row["rows_per_second"] for row in rows]))
     return summary
 

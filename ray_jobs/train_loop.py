@@ -1,14 +1,17 @@
-"""What each Ray Train worker runs: epochs over the stream, exact validation, checkpoints.
+"""What each Ray Train worker runs: one or several runs after each other, epoch by epoch.
 
-A checkpoint is a folder with `model.safetensors`, `optimizer.safetensors` and `epoch.json`, so
-that a restarted run goes on from it. Each epoch's metrics are appended to `metrics.jsonl` in the
-run's folder, which the driver shows while it waits.
+Validation is exact over all workers. A run ends when its validation AUC has not risen for
+`patience` epochs. Rank 0 writes `last.safetensors` and, when the AUC is the best so far,
+`model.safetensors` and a line of `metrics.jsonl` an epoch into the run's folder, which the driver
+reads. The Ray checkpoint holds what a restarted worker group needs to go on: which run, which
+epoch, the weights and the optimizer's moments.
 """
 
 import json
 import os
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,36 @@ from ray_jobs.training_stream import (
 )
 
 
+@dataclass(kw_only=True)
+class Progress:
+    """How far the worker group has come."""
+
+    run: int = 0
+    epochs_done: int = 0
+    """Of this run."""
+    best_auc: float = -1.0
+    epochs_since_best: int = 0
+
+
 def train_loop(settings: dict[str, Any]) -> None:
-    """One worker's whole run. `settings` is plain data, made by `ray_jobs.train`."""
+    """One worker's whole work. `settings["runs"]` are plain data, made by `ray_jobs.train`."""
+    local_workers = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        for run, settings_of_run in enumerate(settings["runs"]):
+            _train(settings_of_run, Progress(run=run), None)
+        return
+    with checkpoint.as_directory() as folder:
+        progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
+        _train(settings["runs"][progress.run], progress, Path(folder))
+    for run in range(progress.run + 1, len(settings["runs"])):
+        _train(settings["runs"][run], Progress(run=run), None)
+
+
+def _train(settings: dict[str, Any], progress: Progress, resume_from: Path | None) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     torch.manual_seed(settings["seed"])
     config = RankerConfig(**settings["ranker"])
     folder = Path(settings["training_set"])
@@ -47,13 +75,18 @@ def train_loop(settings: dict[str, Any]) -> None:
     model = ray.train.torch.prepare_model(build_ranker(config))
     device = ray.train.torch.get_device()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
-    first_epoch = _restore(model, optimizer)
+    if resume_from is not None:
+        load_state(resume_from, _unwrapped(model), optimizer)
     validation = pq.read_table(folder / "validation.parquet")
-    for epoch in range(first_epoch, settings["epochs"]):
+    truth = labels(validation).numpy()
+    while (
+        progress.epochs_done < settings["epochs"]
+        and progress.epochs_since_best < settings["patience"]
+    ):
         started = time.perf_counter()
         place = StreamPlace(
             seed=settings["seed"],
-            epoch=epoch,
+            epoch=progress.epochs_done,
             batch_size=settings["batch_size"],
             rank=rank,
             world_size=world_size,
@@ -61,23 +94,40 @@ def train_loop(settings: dict[str, Any]) -> None:
         train_loss, rows = _train_epoch(model, optimizer, folder, side, place, device)
         seconds = time.perf_counter() - started
         scores = _score_everywhere(model, side, validation, rank, world_size, device)
-        truth = labels(validation).numpy()
         metrics = {
-            "epoch": epoch,
+            "run": progress.run,
+            "epoch": progress.epochs_done,
             "train_loss": train_loss,
             "validation_auc": auc(truth, scores),
             "validation_logloss": logloss(truth, scores),
             "rows": rows,
             "seconds": seconds,
         }
+        # Every worker has all scores, so all take the same decision.
+        is_best = metrics["validation_auc"] > progress.best_auc
+        progress.epochs_done += 1
+        progress.best_auc = max(progress.best_auc, metrics["validation_auc"])
+        progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+        if rank > 0:
+            ray.train.report(metrics)
+            continue
         with tempfile.TemporaryDirectory() as partial:
-            checkpoint = None
-            if rank == 0:
-                _save(Path(partial), model, optimizer, epoch)
-                checkpoint = ray.train.Checkpoint.from_directory(partial)
-                with Path(settings["metrics_file"]).open("a") as stream:
-                    stream.write(json.dumps(metrics) + "\n")
-            ray.train.report(metrics, checkpoint=checkpoint)
+            state = Path(partial)
+            save_state(state, _unwrapped(model), optimizer)
+            (state / "progress.json").write_text(json.dumps(asdict(progress)))
+            _write_epoch(Path(settings["folder"]), _unwrapped(model), metrics, is_best)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(partial))
+
+
+def _write_epoch(
+    folder: Path, model: torch.nn.Module, metrics: dict[str, Any], is_best: bool
+) -> None:
+    """What the driver takes when the run has ended."""
+    for name in ("last", "model") if is_best else ("last",):
+        save_file(model.state_dict(), folder / f".{name}.partial")
+        os.replace(folder / f".{name}.partial", folder / f"{name}.safetensors")
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(metrics) + "\n")
 
 
 def _train_epoch(
@@ -105,6 +155,8 @@ def _train_epoch(
         total_loss += loss.detach()
         mine += len(labels_B)
         rows += global_rows
+    if rows == 0:
+        raise ValueError(f"{folder} has no batch of as many training rows as workers")
     mean = float(total_loss) / max(1, mine)
     if not np.isfinite(mean):
         raise FloatingPointError(
@@ -139,31 +191,23 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _save(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch: int
-) -> None:
-    save_file(_unwrapped(model).state_dict(), folder / "model.safetensors")
+def save_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """`model.safetensors` and Adam's moments, `optimizer.safetensors`."""
+    save_file(model.state_dict(), folder / "model.safetensors")
     moments = {
         f"{parameter}.{name}": value
         for parameter, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
     save_file(moments, folder / "optimizer.safetensors")
-    (folder / "epoch.json").write_text(json.dumps({"epoch": epoch}))
 
 
-def _restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the run's last checkpoint, if it has one. Returns the epoch to start with."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as path:
-        folder = Path(path)
-        _unwrapped(model).load_state_dict(load_file(folder / "model.safetensors"))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            parameter, name = key.split(".")
-            state.setdefault(int(parameter), {})[name] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(json.loads((folder / "epoch.json").read_text())["epoch"]) + 1
+def load_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The inverse of `save_state`, into a model and an optimizer of the same shape."""
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        parameter, name = key.split(".")
+        state.setdefault(int(parameter), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -17,17 +17,17 @@ from safetensors.numpy import save_file
 
 from feature_repo import schema
 from feature_repo.artifacts import (
-    MANIFEST,
     Manifest,
     content_id,
-    file_sha256,
     newest,
     read_manifest,
     write_artifact,
 )
+from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from ray_jobs.impressions import ImpressionOptions, impressions
 from ray_jobs.progress import log, step
+from ray_jobs.sequences import events_id
 
 ROWS_PER_FILE = 65_536
 
@@ -50,10 +50,17 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
     )
     sequence_source = workspace.feature_source(schema.USER_SEQUENCE)
     sequence = read_manifest(sequence_source, kind="feature_source", made_by="sequences")
+    log_now = events_id(workspace)
+    if sequence.parents["events"] != log_now:
+        raise ArtifactError(
+            f"the sequences were made from {sequence.parents['events']}, the event log is "
+            f"{log_now} now; run `crescendo sequences` and `crescendo publish`"
+        )
     parents = {
         "generation": generation.id,
-        "sequences": file_sha256(sequence_source / MANIFEST),
         "generation_files": generation.files,
+        "events": log_now,
+        "sequences": sequence.files,
     }
     settings = asdict(options.impressions)
     training_set_id = content_id("ts", parents, settings)

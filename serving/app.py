@@ -32,7 +32,7 @@ class RankedTrack(BaseModel):
 
 class Missing(BaseModel):
     user: bool
-    """True: the store knows nothing of this user; the ranking is not personal."""
+    """True: the store knows no listen of this user; the ranking is not personal."""
     tracks: list[int]
     """Candidates that the release's generation does not hold; they are not ranked."""
 

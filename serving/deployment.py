@@ -9,6 +9,7 @@ reach, close their ports with a firewall.
 
 import gc
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -54,9 +55,11 @@ def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) ->
         return load_app(workspace, release)
 
     joined = ray.is_initialized()
-    if not joined:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    elif not joined:
         ray.init(
-            num_cpus=LOGICAL_CPUS,
+            num_cpus=max(LOGICAL_CPUS, replicas),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from feast.errors import FeatureServiceNotFoundException
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
@@ -36,7 +37,7 @@ class Ranking:
     scores: list[float]
     """Probability of the label, same order."""
     user_known: bool
-    """False: nothing is known of the user, so the ranking is the same for every such user."""
+    """False: no listen of the user is known, so the ranking is the same for every such user."""
     unknown_track_ids: list[int]
     """Candidates outside the release's generation, not ranked."""
 
@@ -54,6 +55,11 @@ class ReleaseRanker:
                 f"model {release.model_id} was trained on {manifest.parents['generation']}; "
                 "run `crescendo release` to make a release that fits"
             )
+        if manifest.files["model.safetensors"] != release.model_sha256:
+            raise ArtifactError(
+                f"model {release.model_id} was trained again since release {release.release_id} "
+                "was made; run `crescendo release` to serve the new weights"
+            )
         config = manifest.options["ranker"]
         self._model = load_ranker(config, load_file(folder / "model.safetensors"))
         self._history_length = config["history_length"]
@@ -63,6 +69,7 @@ class ReleaseRanker:
             track_ids_I=vocabulary["track_ids"], train_counts_I=vocabulary["train_counts"]
         )
         self._store = open_store(workspace)
+        self._check_features(config["families"])
         generation_folder = workspace.generations / release.generation_id
         read_manifest(generation_folder, kind="generation", made_by="quantize")
         catalogue = pq.read_table(generation_folder / "ids.parquet", columns=[schema.TRACK_ID])
@@ -79,6 +86,29 @@ class ReleaseRanker:
                 f"run `crescendo publish --generation {release.generation_id}`"
             )
         self._items = ItemTable(track_ids_I=track_ids, codes_IFL=codes)
+
+    def _check_features(self, families: Sequence[str]) -> None:
+        """The release's feature service must hold exactly what the model was trained with."""
+        try:
+            service = self._store.get_feature_service(self.release.feature_service)
+        except FeatureServiceNotFoundException as error:
+            raise ArtifactError(
+                f"feature service {self.release.feature_service} is not in the feature store; "
+                "run `crescendo release` to register it"
+            ) from error
+        held = {
+            f"{projection.name}:{feature.name}"
+            for projection in service.feature_view_projections
+            for feature in projection.features
+        }
+        view = schema.semantic_ids_view_name(self.release.generation_id)
+        columns = [*(schema.sid_column(family) for family in families), schema.GENERATION]
+        wanted = {*self._user_features, *(f"{view}:{column}" for column in columns)}
+        if held != wanted:
+            raise ArtifactError(
+                f"feature service {service.name} holds {sorted(held)}, its model was trained "
+                f"with {sorted(wanted)}; run `crescendo release`"
+            )
 
     def rank(self, user_id: int, candidates: Sequence[int]) -> Ranking:
         """Orders the candidates by score, ties by track id. A repeated candidate counts once."""

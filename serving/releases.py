@@ -27,6 +27,8 @@ class Release:
 
     release_id: str
     model_id: str
+    model_sha256: str
+    """Of its weights: a model that was trained again under the same id is another one."""
     generation_id: str
     feature_service: str
     created_at: str
@@ -50,11 +52,13 @@ def make_release(workspace: Workspace, model_id: str | None = None) -> dict[str,
                 f"model {model_id} was trained on {name}={ranker[name]}, generation "
                 f"{generation_id} has {generation.info[name]}; run `crescendo train` on it"
             )
-    release_id = content_id("release", model_id, model.files, generation_id)
+    model_sha256 = model.files["model.safetensors"]
+    release_id = content_id("release", model_id, model_sha256, generation_id)
     previous = current_release_id(workspace)
     release = Release(
         release_id=release_id,
         model_id=model_id,
+        model_sha256=model_sha256,
         generation_id=generation_id,
         feature_service=schema.ranker_service_name(release_id),
         created_at=datetime.now(UTC).isoformat(),
@@ -108,20 +112,12 @@ def _replaced_by(workspace: Workspace, release_id: str) -> str | None:
 
 
 def _register_service(workspace: Workspace, release: Release) -> None:
-    from feast.errors import FeatureViewNotFoundException
-
     from feature_repo.feature_definitions import ranker_service
-    from feature_repo.store import apply, open_store
+    from feature_repo.store import apply, find_view, open_store
 
     store = open_store(workspace)
-    try:
-        user_sequence = store.get_feature_view(schema.USER_SEQUENCE)
-        semantic_ids = store.get_feature_view(schema.semantic_ids_view_name(release.generation_id))
-    except FeatureViewNotFoundException as error:
-        raise ArtifactError(
-            f"generation {release.generation_id} is not in the feature store ({error}); "
-            f"run `crescendo publish --generation {release.generation_id}`"
-        ) from error
+    user_sequence = find_view(store, schema.USER_SEQUENCE)
+    semantic_ids = find_view(store, schema.semantic_ids_view_name(release.generation_id))
     apply(store, [ranker_service(release.release_id, user_sequence, semantic_ids)])
 
 

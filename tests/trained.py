@@ -1,5 +1,7 @@
 """A small published workspace with a trained model, shared by the tests that need one."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from feature_repo.workspace import Workspace
@@ -35,12 +37,10 @@ def published_workspace(folder) -> Workspace:
     return workspace
 
 
+SMALL = TrainOptions(
+    model="mcca", epochs=4, patience=4, batch_size=64, learning_rate=5e-3, embedding_width=16
+)
+
+
 def train_small(workspace: Workspace, **changes) -> dict:
-    options = {
-        "model": "mcca",
-        "epochs": 4,
-        "batch_size": 64,
-        "learning_rate": 5e-3,
-        "embedding_width": 16,
-    }
-    return train(workspace, TrainOptions(**{**options, **changes}))
+    return train(workspace, replace(SMALL, **changes))

@@ -11,6 +11,9 @@ UTC is the evening of the last day of the month before. So the month is taken in
 written as its first moment in UTC; the few exact times are floored to their month as well.
 Interactions without a time (half of them, that were never tagged) are expected rejections.
 
+The crowd's tags are those of the whole log: a rare artist's come from the very listeners whose
+events are ranked, so text tells a little of the future here.
+
 `--path` is the folder with `items.csv.gz` and `interactions.csv.gz`.
 """
 

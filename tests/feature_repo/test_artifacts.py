@@ -1,6 +1,8 @@
 """Artifacts are whole or absent, and a reader refuses what is missing, foreign or changed."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,33 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     with pytest.raises(RuntimeError):
         fail_in_the_middle()
     assert (folder / "data.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["t-1"]
+
+
+@pytest.mark.parametrize("ending", [OSError("disk"), KeyboardInterrupt()])
+def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path, monkeypatch, ending):
+    folder = tmp_path / "t-1"
+    write(folder, "first")
+    rename = os.rename
+
+    def cut_off(source, target):
+        if Path(target) == folder and "first" not in (Path(source) / "data.txt").read_text():
+            raise ending
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", cut_off)
+    with pytest.raises(type(ending)):
+        write(folder, "second")
+    assert read(folder).id == "t-1"
+    assert (folder / "data.txt").read_text() == "first"
+
+
+def test_a_reader_puts_back_what_a_killed_writer_had_moved_away(tmp_path):
+    folder = tmp_path / "t-1"
+    write(folder, "first")
+    (tmp_path / ".replaced.abc").mkdir()
+    folder.rename(tmp_path / ".replaced.abc" / "t-1")
+    assert read(folder).id == "t-1"
     assert [path.name for path in tmp_path.iterdir()] == ["t-1"]
 
 

@@ -1,6 +1,8 @@
 """The feature store end to end: apply, materialize, point-in-time join, online reads."""
 
+import shutil
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -171,3 +173,25 @@ def test_publish_needs_a_generation_and_sequences(tmp_path):
     write_generation(workspace, GENERATION, 3)
     with pytest.raises(InputError, match="sequences"):
         publish(workspace)
+
+
+def test_a_copied_workspace_does_not_read_the_original(published, tmp_path):
+    workspace, _ = published
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(workspace.root, copy.root)
+    with pytest.raises(ArtifactError, match=r"moved or copied.*crescendo publish"):
+        history(open_store(copy), 1, START)
+    publish(copy, GENERATION)
+    assert history(open_store(copy), 1, START) == []
+
+
+def test_an_unpublished_generation_names_the_command(published):
+    workspace, _ = published
+    with pytest.raises(ArtifactError, match=r"gen_dddddddddddd is not in .*crescendo publish"):
+        read_codes_offline(open_store(workspace), "gen-dddddddddddd", FAMILIES, LEVELS)
+
+
+@pytest.mark.parametrize("name", ["o'brien", "br[1]", "s3://bucket/x"])
+def test_a_workspace_that_globs_or_quotes_is_refused(name):
+    with pytest.raises(InputError, match="workspace must be a local folder"):
+        Workspace(Path(name))

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from models.batch import (
     FIRST_TRACK_ROW,
     MISSING_CODE,
-    PADDING_ROW,
-    UNSEEN_ROW,
+    ZERO_ROW,
     ItemTable,
     Vocabulary,
     make_batch,
@@ -43,18 +42,18 @@ def test_batch_equals_reading_row_by_row(rows, length):
     missing = np.full((2, 3), MISSING_CODE)
     id_rows = {5: FIRST_TRACK_ROW, 13: FIRST_TRACK_ROW + 1}
     for row, (target, history) in enumerate(rows):
-        assert batch.target_ids_B[row] == id_rows.get(target, UNSEEN_ROW)
+        assert batch.target_ids_B[row] == id_rows.get(target, ZERO_ROW)
         np.testing.assert_array_equal(batch.target_codes_BFL[row], known.get(target, missing))
         kept = history[-length:]
         for position in range(length):
             if position < len(kept):
                 track = kept[position]
                 assert batch.history_mask_BT[row, position] == 1
-                assert batch.history_ids_BT[row, position] == id_rows.get(track, UNSEEN_ROW)
+                assert batch.history_ids_BT[row, position] == id_rows.get(track, ZERO_ROW)
                 expected = known.get(track, missing)
             else:
                 assert batch.history_mask_BT[row, position] == 0
-                assert batch.history_ids_BT[row, position] == PADDING_ROW
+                assert batch.history_ids_BT[row, position] == ZERO_ROW
                 expected = missing
             np.testing.assert_array_equal(batch.history_codes_BTFL[row, position], expected)
 

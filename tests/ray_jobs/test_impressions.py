@@ -19,6 +19,7 @@ def made(tmp_path, events, rule, **options):
 
 
 def triples(rows):
+    rows = rows[rows["user_id"] != FILLER]
     return [tuple(row) for row in rows[["user_id", "track_id", "label"]].to_numpy().tolist()]
 
 
@@ -31,11 +32,16 @@ FEW = [
     event(6, 2, 11, 5, "skip"),
     event(7, 1, 12, 6, "skip"),
 ]
-SPLIT = {"validation_share": 0.3, "test_share": 0.3}
+# Another listener, later on, so that every part has both classes under every rule.
+FILLER = 99
+FEW += [
+    event(100 + n, FILLER, 500 + n, 100 + n, ("favourite", "skip", "complete", "play")[n % 4])
+    for n in range(40)
+]
 
 
 def test_complete_is_complete_or_favourite_against_skip(tmp_path):
-    rows = made(tmp_path, FEW, "complete", **SPLIT)
+    rows = made(tmp_path, FEW, "complete")
     assert triples(rows) == [
         (1, 10, 1),
         (1, 11, 0),
@@ -47,14 +53,32 @@ def test_complete_is_complete_or_favourite_against_skip(tmp_path):
 
 
 def test_favourite_is_favourite_against_what_was_not_skipped(tmp_path):
-    rows = made(tmp_path, FEW, "favourite", **SPLIT)
+    rows = made(tmp_path, FEW, "favourite")
     assert triples(rows) == [(1, 10, 0), (1, 12, 0), (2, 10, 1), (1, 10, 0)]
 
 
-def test_replayed_is_the_first_listen(tmp_path):
-    rows = made(tmp_path, FEW, "replayed", **SPLIT)
-    assert triples(rows) == [(1, 10, 1), (1, 12, 0), (2, 10, 0)]
-    assert rows["event_id"].tolist() == [1, 3, 4]
+def test_replayed_is_a_first_listen_with_its_28_days_inside_its_part(tmp_path):
+    day = 1440
+    log = [event(1000 + n, 50 + n, 1, n * day) for n in range(300)]  # fills the days
+    log += [
+        event(1, 1, 10, 5 * day, "complete"),
+        event(2, 1, 10, 32 * day, "complete"),  # within 28 days: replayed
+        event(3, 2, 10, 5 * day, "complete"),
+        event(4, 2, 10, 34 * day, "complete"),  # after 29: not
+        event(5, 3, 10, 5 * day, "complete"),
+        event(6, 3, 10, 6 * day, "skip"),  # not a listen
+    ]
+    for start in (170, 260):  # a replay inside the validation and the test part
+        log += [event(start, 4, start, start * day), event(start + 1, 4, start, (start + 1) * day)]
+    rows = made(tmp_path, log, "replayed", validation_share=0.3, test_share=0.3)
+    labels = {row.event_id: row.label for row in rows.itertuples()}
+    assert (labels[1], labels[3], labels[5]) == (1, 0, 0)
+    assert not {2, 4, 6} & set(labels)
+    spans = rows.groupby("part")["event_timestamp"].agg(["min", "max"])
+    horizon = timedelta(days=28)
+    assert spans.loc["train", "max"] + horizon <= spans.loc["validation", "min"]
+    assert spans.loc["validation", "max"] + horizon <= spans.loc["test", "min"]
+    assert spans.loc["test", "max"] + horizon <= pd.Timestamp(START + timedelta(days=300))
 
 
 def random_listens(seed, ties=False):
@@ -75,9 +99,11 @@ def random_listens(seed, ties=False):
 def test_negatives_were_played_by_then_and_not_by_this_user(tmp_path, ties):
     listens = random_listens(0, ties)
     rows = made(tmp_path, listens, "sampled_negatives")
-    negatives = rows[rows["label"] == 0]
-    assert len(negatives) > 700
-    assert (rows["label"] == 1).sum() == len(listens)
+    negatives, positives = rows[rows["label"] == 0], rows[rows["label"] == 1]
+    pairs = {(e["user_id"], e["track_id"]) for e in listens}
+    assert set(zip(positives["user_id"], positives["track_id"], strict=True)) == pairs
+    assert len(positives) == len(pairs)  # first listens only
+    assert len(negatives) > 0.9 * len(pairs)
     for row in negatives.itertuples():
         before = [e for e in listens if e["event_timestamp"] <= row.event_timestamp]
         assert any(e["track_id"] == row.track_id for e in before)
@@ -122,6 +148,6 @@ def test_bad_options_name_field_and_value(field, value):
 
 
 def test_times_are_utc_moments(tmp_path):
-    rows = made(tmp_path, FEW, "complete", **SPLIT)
+    rows = made(tmp_path, FEW, "complete")
     assert rows["event_timestamp"].iloc[0] == pd.Timestamp(START)
     assert rows["event_timestamp"].iloc[1] == pd.Timestamp(START + timedelta(minutes=1))

@@ -208,8 +208,20 @@ def full(workspace, monkeypatch):
     quantized(workspace)
     result = studied(workspace, monkeypatch)
     released(workspace, result["models"]["mcca"]["model_ids"][0])
-    write_json(workspace.reports / "ceiling.json", {"auc": 0.9876, "cold_auc": 0.9123})
+    write_ceiling(workspace, "ts-1")
     return workspace, result
+
+
+def write_ceiling(workspace, training_set):
+    ceiling = {"training_set": training_set, "auc": 0.9876, "cold_auc": 0.9123}
+    write_json(workspace.reports / "ceiling.json", ceiling)
+
+
+def test_a_ceiling_of_other_test_rows_is_not_shown(full):
+    workspace, _ = full
+    assert "true taste" in Path(report(workspace)["path"]).read_text()
+    write_ceiling(workspace, "ts-2")
+    assert "true taste" not in Path(report(workspace)["path"]).read_text()
 
 
 def test_a_full_workspace_has_every_section_and_plot(full):

@@ -1,19 +1,22 @@
-"""Training end to end with real Ray Train workers: artifacts, resumed state, worker counts."""
+"""Training end to end with real Ray Train workers: artifacts, early end, worker counts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from feature_repo import schema
 from feature_repo.artifacts import newest, read_manifest
 from feature_repo.errors import ArtifactError, InputError
 from ray_jobs.evaluate import evaluate
-from ray_jobs.train import TrainOptions
+from ray_jobs.train import TrainOptions, train_all
+from ray_jobs.train_loop import load_state, save_state
 from ray_jobs.training_stream import StreamPlace, read_item_side, train_batches
-from tests.trained import train_small
+from tests.trained import SMALL, train_small
 
 
 def test_it_learns_and_reports_every_metric(trained):
@@ -102,6 +105,70 @@ def test_two_workers_train_the_same_model(trained):
     assert parallel["auc"] == pytest.approx(result["auc"], abs=2e-2)
 
 
+def test_a_run_that_no_longer_improves_ends_and_keeps_its_best_epoch(trained):
+    workspace, _ = trained
+    both = train_all(
+        workspace,
+        [
+            replace(SMALL, model="din", epochs=30, patience=1, learning_rate=0.05),
+            replace(SMALL, model="din", epochs=1),
+        ],
+    )
+    assert both[0]["epochs"] < 30
+    assert both[0]["best_epoch"] == both[0]["epochs"] - 2  # one epoch of patience after it
+    assert both[1]["epochs"] == 1
+    for result in both:
+        folder = workspace.models / result["model_id"]
+        curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert result["validation_auc"] == max(epoch["validation_auc"] for epoch in curve)
+
+
+def test_a_restored_state_takes_the_same_next_step(tmp_path):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(32, 5), torch.rand(32)
+
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(5, 1)
+        return model, torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def step(model, optimizer):
+        loss = torch.nn.functional.mse_loss(model(inputs).squeeze(1), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    model, optimizer = fresh(1)
+    for _ in range(3):
+        step(model, optimizer)
+    save_state(tmp_path, model, optimizer)
+    restored = fresh(2)
+    load_state(tmp_path, *restored)
+    step(model, optimizer)
+    step(*restored)
+    torch.testing.assert_close(restored[0].state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_more_workers_than_ray_has_are_refused_at_once(trained):
+    workspace, _ = trained
+    with pytest.raises(InputError, match=r"500 workers need a CPU each.*--workers"):
+        train_small(workspace, workers=500, batch_size=500)
+    with pytest.raises(InputError, match=r"1 workers need a GPU each, Ray has 0.*--cpu"):
+        train_small(workspace, gpu=True)
+
+
+def test_sequences_of_another_log_are_refused(trained):
+    workspace, _ = trained
+    path = workspace.events / "part-0.parquet"
+    original = path.read_bytes()
+    pq.write_table(pq.read_table(path).slice(0, 100), path)
+    try:
+        with pytest.raises(ArtifactError, match=r"event log is .* now; run `crescendo sequences`"):
+            train_small(workspace)
+    finally:
+        path.write_bytes(original)
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(trained):
     workspace, result = trained
@@ -125,7 +192,14 @@ def test_a_changed_training_set_is_refused(trained):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model", "wide"), ("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("workers", 0)],
+    [
+        ("model", "wide"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("workers", 0),
+        ("patience", 0),
+    ],
 )
 def test_bad_options_name_field_and_value(field, value):
     with pytest.raises(InputError, match=rf"{field} must .*{value}"):

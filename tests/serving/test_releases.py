@@ -1,12 +1,14 @@
 """Releases: the check of a triple, going live, going back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from feature_repo.artifacts import MANIFEST, write_json
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.store import open_store
+from serving.ranker import ReleaseRanker
 from serving.releases import CURRENT, live_release, make_release, rollback
 
 
@@ -51,6 +53,22 @@ def test_rollback_makes_the_earlier_release_live(workspace):
     (workspace.releases / CURRENT).write_text("release-second\n")
     assert rollback(workspace)["release_id"] == first["release_id"]
     assert live_release(workspace).release_id == first["release_id"]
+
+
+def test_a_model_trained_again_is_not_the_released_one(workspace):
+    make_release(workspace)
+    live = replace(live_release(workspace), model_sha256="0" * 64)
+    with pytest.raises(ArtifactError, match="was trained again since release"):
+        ReleaseRanker(workspace, live)
+
+
+def test_a_feature_service_of_other_features_is_refused(workspace):
+    make_release(workspace)
+    live = live_release(workspace)
+    with pytest.raises(ArtifactError, match=r"'track_semantic_ids_gen_cccccccccccc:audio_sid'"):
+        ReleaseRanker(workspace, replace(live, feature_service="user_taste"))
+    with pytest.raises(ArtifactError, match="ranker_gone is not in the feature store"):
+        ReleaseRanker(workspace, replace(live, feature_service="ranker_gone"))
 
 
 def test_a_model_of_other_ids_is_refused(workspace, trained):
