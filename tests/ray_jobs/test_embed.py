@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from feature_repo.artifacts import MANIFEST, read_manifest
+from feature_repo.artifacts import MANIFEST, file_sha256, read_manifest
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs import embed as embed_module
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.encoders.pipeline import EncoderActor
+from ray_jobs.encoders.vectors import VectorsEncoder
 
 WIDTH = 3
 VECTORS = EmbedOptions(modality="image", encoder="vectors", batch_size=4, actors=1)
@@ -167,11 +168,14 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
 
     # Two minutes of sound a track, so that the kill comes long before the end of the job.
     workspace.root.mkdir()
-    sound = workspace.root / "tune.flac"
     noise = np.random.default_rng(0).normal(0, 0.1, 120 * 22050)
-    soundfile.write(sound, noise, 22050)
+    soundfile.write(workspace.root / "long.flac", noise, 22050)
+    soundfile.write(workspace.root / "short.flac", noise[: 5 * 22050], 22050)
     track_ids = list(range(120))
-    write_tracks(workspace, track_ids, audio_uri=[sound.name] * len(track_ids))
+    links = [workspace.root / f"tune-{track}.flac" for track in track_ids]
+    for link in links:
+        link.symlink_to("long.flac")
+    write_tracks(workspace, track_ids, audio_uri=[link.name for link in links])
     address = ray.get_runtime_context().gcs_address
     with (workspace.root / "driver.log").open("w") as output:
         driver = subprocess.Popen(
@@ -194,7 +198,9 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
     with pytest.raises(ArtifactError, match=r"manifest\.json is missing|no embedding under"):
         read_embeddings(workspace, "audio")
 
-    soundfile.write(sound, noise[: 5 * 22050], 22050)
+    for track in set(track_ids) - set(kept):
+        links[track].unlink()
+        links[track].symlink_to("short.flac")
     result = embed(workspace, SPECTRAL)
     assert result["embedded"] == len(track_ids) - len(kept)
     rows = rows_on_disk(workspace, "audio")
@@ -206,9 +212,9 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
 # --- the folder, without Ray -----------------------------------------------------------------
 
 
-def test_text_job_with_a_model_of_ones_own(
-    workspace: Workspace, tmp_path: Path, in_process: list[list[int]]
-) -> None:
+@pytest.fixture
+def text_options(tmp_path: Path) -> EmbedOptions:
+    """A text encoder with random weights, in the folder layout of a published model."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path / "Tiny BERT"
@@ -219,9 +225,14 @@ def test_text_job_with_a_model_of_ones_own(
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ntune\nreel\n1")
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return EmbedOptions(modality="text", encoder="hf-text", encoder_path=folder, max_tokens=32)
+
+
+def test_text_job_with_a_model_of_ones_own(
+    workspace: Workspace, text_options: EmbedOptions, in_process: list[list[int]]
+) -> None:
     write_tracks(workspace, [1, 2, 3], title=["tune reel", "", "tune"], tags=[None, [], ["reel"]])
-    options = EmbedOptions(modality="text", encoder="hf-text", encoder_path=folder, max_tokens=32)
-    result = embed(workspace, options)
+    result = embed(workspace, text_options)
     assert result.items() >= {"tracks": 3, "ok": 2, "errors": 1, "dim": 12}.items()
     assert result["encoder_id"].startswith("tiny-bert-")
     assert "no text" in str(rows_on_disk(workspace, "text")[2]["error"])
@@ -239,7 +250,8 @@ def test_manifest_and_parts_follow_the_conventions(
     assert sorted(manifest.files) == [f"part-0000{i}.parquet" for i in (1, 2, 3)]
     assert manifest.info["dim"] == WIDTH
     assert pq.read_schema(folder / "part-00001.parquet").types == [
-        pa.int64(), pa.list_(pa.field("element", pa.float32()), WIDTH), pa.string(), pa.string()
+        pa.int64(), pa.list_(pa.field("element", pa.float32()), WIDTH), pa.string(), pa.string(),
+        pa.int64(),
     ]  # fmt: skip
 
 
@@ -276,12 +288,19 @@ def test_a_changed_part_is_refused_by_readers_and_made_again(
 
 
 def test_error_rows_are_tried_again_only_when_asked(
-    workspace: Workspace, in_process: list[list[int]]
+    workspace: Workspace, in_process: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vectors: list[object] = [[1, 2, 3]] * 10
-    write_tracks(workspace, list(range(10)), image_vector=[*vectors[:5], None, None, *vectors[7:]])
+    write_tracks(workspace, list(range(10)))
+    encode = VectorsEncoder.encode
+
+    def forgetful(encoder: VectorsEncoder, tracks: pa.Table) -> list[np.ndarray | str]:
+        outcomes = zip(tracks["track_id"].to_pylist(), encode(encoder, tracks), strict=True)
+        return ["out of memory" if track in bad else outcome for track, outcome in outcomes]
+
+    monkeypatch.setattr(VectorsEncoder, "encode", forgetful)
+    bad = {5, 6}
     assert embed(workspace, VECTORS)["errors"] == 2
-    write_tracks(workspace, list(range(10)), image_vector=[*vectors[:6], None, *vectors[7:]])
+    bad = {6}
     assert embed(workspace, VECTORS)["embedded"] == 0
     retried = embed(workspace, EmbedOptions(modality="image", encoder="vectors", retry_errors=True))
     assert retried.items() >= {"tracks": 10, "ok": 9, "errors": 1, "embedded": 2}.items()
@@ -328,11 +347,17 @@ def test_reading_without_an_id_takes_the_newest_encoder(
 ) -> None:
     write_tracks(workspace, [1, 2])
     encoder_id = embed(workspace, VECTORS)["encoder_id"]
-    older = workspace.embeddings("image", "older-encoder")
-    older.mkdir()
+    other = workspace.embeddings("image", "other-encoder")
+    other.mkdir()
     path = workspace.embeddings("image", encoder_id) / MANIFEST
     manifest = json.loads(path.read_text())
-    (older / MANIFEST).write_text(json.dumps(manifest | {"id": older.name, "created_at": "2001"}))
+    (other / MANIFEST).write_text(json.dumps(manifest | {"id": other.name, "created_at": "2001"}))
+    assert read_embeddings(workspace, "image")[2] == encoder_id
+    later = {"id": other.name, "created_at": manifest["created_at"] + "1"}
+    (other / MANIFEST).write_text(json.dumps(manifest | later))
+    with pytest.raises(ArtifactError, match=r"lacks its file"):
+        read_embeddings(workspace, "image")
+    assert embed(workspace, VECTORS)["embedded"] == 0
     assert read_embeddings(workspace, "image")[2] == encoder_id
     path.write_text(json.dumps(manifest | {"id": "foreign"}))
     with pytest.raises(ArtifactError, match="holds embedding foreign"):
@@ -347,6 +372,158 @@ def test_two_writers_at_once_are_refused(workspace: Workspace, in_process: list[
         with pytest.raises(InputError, match="another run is writing"):
             embed(workspace, VECTORS)
     assert embed(workspace, VECTORS)["embedded"] == 0
+
+
+# --- a catalogue that changes ----------------------------------------------------------------
+
+
+def test_only_the_track_with_another_text_is_embedded_again(
+    workspace: Workspace, text_options: EmbedOptions, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, [1, 2, 3], title=["tune reel", "reel", ""])
+    embed(workspace, text_options)
+    before = rows_on_disk(workspace, "text")
+    write_tracks(
+        workspace, [3, 2, 1], title=["", "reel  reel", "tune  reel "], duration_s=[1.0, 2.0, 3.0]
+    )
+    with pytest.raises(ArtifactError) as refused:
+        read_embeddings(workspace, "text")
+    assert "of 3 tracks 0 have no row and 1 have changed since" in str(refused.value)
+    command = f"embed --modality text --encoder hf-text --encoder-path {text_options.encoder_path}`"
+    assert command in str(refused.value)
+
+    result = embed(workspace, text_options)
+
+    assert in_process[1:] == [[2]]
+    assert result.items() >= {"tracks": 3, "ok": 2, "errors": 1, "embedded": 1}.items()
+    after = rows_on_disk(workspace, "text")
+    assert (after[1], after[3]) == (before[1], before[3])
+    assert after[2]["vector"] != before[2]["vector"]
+    assert read_embeddings(workspace, "text")[0].tolist() == [1, 2]
+    assert embed(workspace, text_options)["embedded"] == 0
+
+
+def test_a_sound_file_that_came_changed_or_went_is_embedded_again(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    workspace.root.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, 5 * 22050)
+    names = ["same.flac", "changed.flac", "gone.flac", "late.flac"]
+    for name in names[:3]:
+        soundfile.write(workspace.root / name, noise, 22050)
+    uris = [*names, None, "http://[", "ftp://host/a.flac", "a\0b"]
+    write_tracks(workspace, list(range(8)), audio_uri=uris)
+    assert embed(workspace, SPECTRAL)["ok"] == 3
+    soundfile.write(workspace.root / "changed.flac", noise[::-1], 22050)
+    os.utime(workspace.root / "changed.flac", ns=(1, 1))
+    (workspace.root / "gone.flac").unlink()
+    soundfile.write(workspace.root / "late.flac", noise, 22050)
+    with pytest.raises(ArtifactError, match="3 have changed since"):
+        read_embeddings(workspace, "audio")
+    assert embed(workspace, SPECTRAL)["embedded"] == 3
+    assert in_process == [list(range(8)), [1, 2, 3]]
+    moved = Workspace(workspace.root.rename(workspace.root.with_name("moved")))
+    assert read_embeddings(moved, "audio")[0].tolist() == [0, 1, 3]
+
+
+def test_another_source_in_the_same_workspace_takes_nothing_from_the_first(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, list(range(10)))
+    embed(workspace, VECTORS)
+    other = [[-i, 2.0 * i, 1.0] for i in range(6)]
+    write_tracks(workspace, list(range(6)), image_vector=[*other[:5], None])
+    with pytest.raises(ArtifactError, match="of 6 tracks 0 have no row and 6 have changed"):
+        read_embeddings(workspace, "image")
+    result = embed(workspace, VECTORS)
+    assert result.items() >= {"tracks": 6, "ok": 5, "errors": 1, "embedded": 6}.items()
+    track_ids, vectors, _ = read_embeddings(workspace, "image")
+    assert track_ids.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(vectors, np.float32(other[:5]))
+    assert sorted(rows_on_disk(workspace, "image")) == list(range(6))
+
+
+def test_a_source_without_the_column_is_refused(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, [1, 2])
+    embed(workspace, VECTORS)
+    (part,) = workspace.tracks.iterdir()
+    pq.write_table(pq.read_table(part).drop_columns("image_vector"), part)
+    with pytest.raises(ArtifactError, match=r"another tracks table; run .* --encoder vectors`"):
+        read_embeddings(workspace, "image")
+
+
+def test_removed_tracks_are_neither_returned_nor_counted(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, list(range(10)), image_vector=[None, *([[1, 2, 3]] * 9)])
+    embed(workspace, VECTORS)
+    write_tracks(workspace, [2, 3, 4, 8], image_vector=[[1, 2, 3]] * 4)
+    assert read_embeddings(workspace, "image")[0].tolist() == [2, 3, 4, 8]
+    result = embed(workspace, VECTORS)
+    assert result.items() >= {"tracks": 4, "ok": 4, "errors": 0, "embedded": 0}.items()
+    assert in_process == [list(range(10))]
+    manifest = read_manifest(folder_of(workspace, "image"), kind="embedding", made_by="embed")
+    assert manifest.rows == {"tracks": 4, "ok": 4, "errors": 0}
+    assert read_embeddings(workspace, "image")[0].tolist() == [2, 3, 4, 8]
+
+
+def test_tracks_that_were_not_embedded_yet_are_refused(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, [1, 2])
+    embed(workspace, VECTORS)
+    write_tracks(workspace, [3], part=1)
+    with pytest.raises(ArtifactError, match=r"of 3 tracks 1 have no row and 0 .* --encoder vector"):
+        read_embeddings(workspace, "image")
+    embed(workspace, VECTORS)
+    assert in_process == [[1, 2], [3]]
+    assert read_embeddings(workspace, "image")[0].tolist() == [1, 2, 3]
+
+
+def test_a_run_that_ends_while_it_replaces_rows_leaves_no_old_row(
+    workspace: Workspace, in_process: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tracks(workspace, list(range(10)))
+    embed(workspace, VECTORS)
+    changed = [[i, 0, 0] for i in range(8)]
+    write_tracks(workspace, list(range(10)), image_vector=[*changed, [8, 8.5, -8], [9, 9.5, -9]])
+
+    write_part, written = embed_module._write_part, []
+
+    def interrupted(path: Path, rows: pa.Table) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_part(path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "_write_part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed(workspace, VECTORS)
+    with pytest.raises(ArtifactError, match="no embedding under"):
+        read_embeddings(workspace, "image")
+    assert sorted(rows_on_disk(workspace, "image")) == [0, 1, 2, 3, 8, 9]
+    assert embed(workspace, VECTORS)["embedded"] == 4
+    assert read_embeddings(workspace, "image")[1][:8].tolist() == changed
+
+
+def test_rows_from_before_there_were_hashes_are_done_again(
+    workspace: Workspace, in_process: list[list[int]]
+) -> None:
+    write_tracks(workspace, [1, 2])
+    embed(workspace, VECTORS)
+    folder = folder_of(workspace, "image")
+    (part,) = folder.glob("part-*")
+    pq.write_table(pq.read_table(part).drop_columns("input_hash"), part)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][part.name] = file_sha256(part)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="2 have changed since"):
+        read_embeddings(workspace, "image")
+    assert embed(workspace, VECTORS)["embedded"] == 2
+    assert read_embeddings(workspace, "image")[0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +543,7 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
 
 
 def test_wrong_input_is_named(workspace: Workspace, no_ray: None) -> None:
-    with pytest.raises(InputError, match=r"has no tables/tracks; run `crescendo .* ingest"):
+    with pytest.raises(InputError, match=r"has no tables/tracks; run `crescendo .*ingest"):
         embed(workspace, VECTORS)
     write_tracks(workspace, [1, 1])
     with pytest.raises(InputError, match="track_id twice"):
