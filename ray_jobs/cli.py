@@ -103,7 +103,7 @@ def embed(
         bool, typer.Option("--retry-errors", help="Do the tracks again that failed.")
     ] = False,
 ) -> None:
-    """Embedding vectors of the tracks that have none yet."""
+    """Embedding vectors of the tracks that have none yet or have changed."""
     from ray_jobs.embed import EmbedOptions, embed
 
     options = EmbedOptions(
@@ -396,7 +396,7 @@ def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]
 def _in_this_workspace(message: str) -> str:
     """The commands that a message names, with the --workspace that this one was given."""
     for option, given in zip(sys.argv, sys.argv[1:], strict=False):
-        if option == "--workspace":
+        if option == "--workspace" and "`crescendo --workspace" not in message:
             return message.replace("`crescendo ", f"`crescendo --workspace {shlex.quote(given)} ")
     return message
 

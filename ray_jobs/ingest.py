@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_repo.errors import InputError
+from feature_repo.artifacts import MANIFEST, read_manifest
+from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.adapters import (
     demo_world,
@@ -71,6 +72,7 @@ def ingest(workspace: Workspace, options: IngestOptions) -> dict[str, Any]:
             f"path {options.path} is not a folder; expected the folder with the files of "
             f"{options.source}; correct --path"
         )
+    _refuse_another_source(workspace, options)
     with step("ingest: read source", source=options.source, path=str(options.path)):
         if options.mapping is not None:
             source_tables = table.read(options.path, options.mapping)
@@ -86,3 +88,19 @@ def ingest(workspace: Workspace, options: IngestOptions) -> dict[str, Any]:
             "mapping": str(options.mapping.resolve()) if options.mapping else None,
         },
     )
+
+
+def _refuse_another_source(workspace: Workspace, options: IngestOptions) -> None:
+    """One workspace, one kind of source: the online store would keep the other one's users."""
+    folder = workspace.tracks.parent
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        manifest = read_manifest(folder, kind="tables", made_by="ingest", verify=False)
+    except ArtifactError:
+        return  # damaged: this ingest replaces it
+    if manifest.options.get("source") != options.source:
+        raise InputError(
+            f"workspace {workspace.root} holds {manifest.options.get('source')}, not "
+            f"{options.source}; give another folder with `crescendo --workspace FOLDER ingest`"
+        )

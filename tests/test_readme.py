@@ -31,3 +31,7 @@ def test_every_file_in_its_tree_exists():
     names = re.findall(r"\b[a-z_]+\.py\b", tree)
     files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     assert set(names) <= files
+
+
+def test_every_figure_is_filled_in():
+    assert not re.findall(r"@[A-Z]+@", TEXT)

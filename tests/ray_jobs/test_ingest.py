@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.artifacts import read_manifest
+from feature_repo.artifacts import Manifest, read_manifest, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.adapters.hetrec_spotify import AUDIO_COLUMNS
@@ -221,4 +221,13 @@ def test_a_mapping_that_is_no_json_is_refused(workspace, folder):
     pq.write_table(pa.table({"i": [1], "t": ["Air"]}), folder / "t.parquet")
     (folder / "e.parquet").write_bytes((folder / "t.parquet").read_bytes()[:-20])
     with pytest.raises(InputError, match=r"cannot read .*e\.parquet"):
+        ingest(workspace, options)
+
+
+def test_another_kind_of_source_needs_another_workspace(workspace, tmp_path):
+    held = Manifest(kind="tables", id="tables", options={"source": "demo-world"})
+    with write_artifact(workspace.tracks.parent, held):
+        pass
+    options = IngestOptions(source="music4all", path=tmp_path)
+    with pytest.raises(InputError, match=r"holds demo-world, not music4all.*--workspace FOLDER"):
         ingest(workspace, options)
