@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from feature_repo import schema
+from feature_repo import item_table, schema
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.item_table import read_codes_offline, read_codes_online
 from feature_repo.offline import point_in_time
 from feature_repo.store import open_store, read_online
 from feature_repo.workspace import Workspace
+from models import batch
 from ray_jobs.publish import publish
 from ray_jobs.sequences import SequenceOptions, sequences
 from tests.event_logs import START, event, write_events
@@ -195,3 +196,8 @@ def test_an_unpublished_generation_names_the_command(published):
 def test_a_workspace_that_globs_or_quotes_is_refused(name):
     with pytest.raises(InputError, match="workspace must be a local folder"):
         Workspace(Path(name))
+
+
+def test_a_missing_code_is_spelled_alike_in_store_and_model():
+    """Neither package may import the other: the two constants must agree."""
+    assert item_table.MISSING_CODE == batch.MISSING_CODE

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import nullcontext
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -173,13 +173,17 @@ def write_model(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
         pq.write_table(scored, partial / "test_scores.parquet")
         lines = "".join(json.dumps(row) + "\n" for row in curve)
         (partial / "metrics.jsonl").write_text(lines)
-    return {"model_id": model_id, **metrics, "seconds": 1.0, "rows_per_second": 1234.5}
+    trained = {"best_epoch": 1, "epochs": 3, "validation_auc": 0.6, "seconds": 1.0}
+    return {"model_id": model_id, **metrics, **trained, "rows_per_second": 1234.5}
+
+
+def write_models(workspace: Workspace, options: Sequence[TrainOptions]) -> list[dict[str, Any]]:
+    return [write_model(workspace, one) for one in options]
 
 
 def studied(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The real study, over made-up models."""
-    monkeypatch.setattr("ray_jobs.study.train", write_model)
-    monkeypatch.setattr("ray_jobs.study.ray_session", nullcontext)
+    monkeypatch.setattr("ray_jobs.study.train_all", write_models)
     return study(workspace, StudyOptions(seeds=3))
 
 
@@ -187,6 +191,7 @@ def released(workspace: Workspace, model_id: str) -> None:
     release = {
         "release_id": "release-bbbbbbbbbbbb",
         "model_id": model_id,
+        "model_sha256": "0" * 64,
         "generation_id": GENERATION,
         "feature_service": "ranker_release_bbbbbbbbbbbb",
         "created_at": "2026-02-03T04:05:06.7+00:00",
@@ -316,8 +321,7 @@ def test_text_from_data_stays_text(workspace, monkeypatch):
     ingested(workspace, source=HOSTILE)
     quantized(workspace, families=("text", HOSTILE))
     monkeypatch.setattr("ray_jobs.train.MODELS", ("din", "mcca", HOSTILE))
-    monkeypatch.setattr("ray_jobs.study.train", write_model)
-    monkeypatch.setattr("ray_jobs.study.ray_session", nullcontext)
+    monkeypatch.setattr("ray_jobs.study.train_all", write_models)
     study(workspace, StudyOptions(models=("din", HOSTILE), seeds=1))
     table = pq.read_table(workspace.events)
     actions = pa.array([HOSTILE] * len(table))
@@ -339,7 +343,7 @@ def test_text_from_data_stays_text(workspace, monkeypatch):
 
 
 def test_a_workspace_without_tables_is_refused(workspace):
-    with pytest.raises(InputError, match=r"no tables; run `crescendo .* ingest "):
+    with pytest.raises(InputError, match=r"no tables; run `crescendo ingest "):
         report(workspace)
     assert not workspace.root.exists()
 
