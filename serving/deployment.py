@@ -45,6 +45,11 @@ def load_app(workspace: Workspace, release: Release) -> FastAPI:
 @contextmanager
 def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) -> Iterator[str]:
     """Serves the live release until the block ends. Yields the URL once it answers."""
+    # On a busy machine Ray's workers, niced by 15, and its proxy, given 5 s to come up, would not
+    # be ready in time: Serve kills such a proxy, and the start fails.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
     from ray import serve
 
