@@ -23,6 +23,7 @@ from serving.releases import Release, live_release
 REPLICA_CPUS = 0.5
 """Fractional, so that a replica finds its place on a small machine."""
 LOGICAL_CPUS = 8
+SIGNAL_CHECK_S = 0.5
 
 
 def load_app(workspace: Workspace, release: Release) -> FastAPI:
@@ -91,4 +92,6 @@ def wait_for_signal() -> None:
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
-    stop.wait()
+    # Ray's threads may take the signal: only a main thread that wakes up runs the handler.
+    while not stop.wait(SIGNAL_CHECK_S):
+        pass
