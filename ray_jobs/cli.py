@@ -339,14 +339,12 @@ def serve(
     replicas: Annotated[int, typer.Option(help="Processes that rank.")] = 1,
 ) -> None:
     """Serves the live release until it is interrupted."""
-    from serving.deployment import running, wait_for_signal
+    from serving.deployment import serve_until_signal
     from serving.releases import live_release
 
     live = live_release(context.obj)
-    with running(context.obj, host=host, port=port, replicas=replicas) as url:
-        typer.echo(f"serving {live.release_id} at {url}/v1/rank; stop with Ctrl-C", err=True)
-        wait_for_signal()
-    answer({"release_id": live.release_id, "url": url})
+    serve_until_signal(context.obj, host=host, port=port, replicas=replicas)
+    answer({"release_id": live.release_id})
 
 
 @app.command()

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,11 +88,19 @@ def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) ->
             ray.shutdown()
 
 
-def wait_for_signal() -> None:
-    """Returns on SIGINT or SIGTERM."""
-    stop = threading.Event()
+def stop_on_signal(stop: threading.Event) -> None:
+    """SIGINT and SIGTERM set `stop` from now on."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
-    # Ray's threads may take the signal: only a main thread that wakes up runs the handler.
-    while not stop.wait(SIGNAL_CHECK_S):
-        pass
+
+
+def serve_until_signal(workspace: Workspace, *, host: str, port: int, replicas: int) -> None:
+    """Serves the live release until SIGINT or SIGTERM, also one that comes during the start."""
+    stop = threading.Event()
+    stop_on_signal(stop)
+    with running(workspace, host=host, port=port, replicas=replicas) as url:
+        stop_on_signal(stop)  # Ray puts a handler of its own in place when it starts
+        print(f"serving at {url}/v1/rank; stop with Ctrl-C", file=sys.stderr, flush=True)
+        # Ray's threads may take the signal: only a main thread that wakes up runs the handler.
+        while not stop.wait(SIGNAL_CHECK_S):
+            pass
