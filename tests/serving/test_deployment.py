@@ -1,6 +1,11 @@
 """The same application under Ray Serve, over real HTTP."""
 
+import json
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -38,3 +43,26 @@ def test_serving_without_a_release_names_the_command(tmp_path):
         running(Workspace(tmp_path), host="127.0.0.1", port=free_port()),
     ):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_a_signal_and_ends_with_its_answer(trained, ending):
+    workspace, _ = trained
+    made = make_release(workspace)
+    command = [Path(sys.executable).parent / "crescendo", "--workspace", workspace.root, "serve"]
+    server = subprocess.Popen(
+        [*command, "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        assert any("stop with Ctrl-C" in line for line in server.stderr)
+        server.send_signal(ending)
+        printed, problems = server.communicate(timeout=90)
+    finally:
+        server.kill()
+    assert server.returncode == 0, problems
+    assert json.loads(printed.splitlines()[-1]) == {"release_id": made["release_id"]}
