@@ -3,8 +3,12 @@
 A folder is written under a temporary name and renamed; its `manifest.json`, written last, holds
 id, parent ids, options, code version, row counts and the sha256 of each file. A reader that finds
 a missing, foreign or changed file refuses (`ArtifactError`) and names the command that makes it.
+
+A kill at any moment leaves the earlier folder whole. Between the two renames of a replacement it
+lies under `.replaced.<name>...`, from where the next reader or writer puts it back.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.errors import ArtifactError
+from feature_repo.scratch import locked, scratch_folder
 
 MANIFEST = "manifest.json"
 REPLACED = ".replaced."
@@ -60,37 +65,70 @@ def write_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
     An error inside leaves `folder` as it was. An existing `folder` is replaced.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _recover(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    partial.chmod(0o755)
-    replaced: Path | None = None
-    try:
+    if not folder.exists():
+        recover(folder)
+    with scratch_folder(folder.parent, f".{folder.name}.") as partial:
         yield partial
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest.files = {str(path.relative_to(partial)): file_sha256(path) for path in paths}
         manifest.code_version = version("crescendo")
         manifest.created_at = datetime.now(UTC).isoformat()
         write_json(partial / MANIFEST, asdict(manifest))
+        for path in (*partial.rglob("*"), partial):  # before the renames, for a power cut's sake
+            _sync(path)
+        with locked(folder.parent):
+            _replace(folder, partial)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Renames `partial` to `folder`, the earlier one out of its way. Under the lock."""
+    try:
         if folder.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=REPLACED, dir=folder.parent))
-            os.rename(folder, replaced / folder.name)
+            holder = tempfile.mkdtemp(prefix=f"{REPLACED}{folder.name}.", dir=folder.parent)
+            os.rename(folder, Path(holder) / folder.name)
         os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        _recover(folder)
-        raise
-    if replaced is not None:
-        shutil.rmtree(replaced)
+        _sync(folder.parent)
+    finally:
+        _put_back(folder)
 
 
-def _recover(folder: Path) -> None:
-    """Puts back a folder whose replacement was cut off between its two renames."""
-    if not folder.exists():
-        for earlier in folder.parent.glob(f"{REPLACED}*/{folder.name}"):
-            os.rename(earlier, folder)
-            earlier.parent.rmdir()
-            return
+def _put_back(folder: Path) -> None:
+    """Ends replacements that were cut off: puts the folder back or drops it. Under the lock."""
+    parent, name = glob.escape(str(folder.parent)), glob.escape(folder.name)
+    holders = {Path(path).parent for path in glob.glob(f"{parent}/{REPLACED}*/{name}")}
+    holders |= {Path(path) for path in glob.glob(f"{parent}/{REPLACED}{name}.*")}
+    for holder in sorted(holders):
+        if any(path.name != folder.name for path in holder.iterdir()):
+            continue  # of an artifact whose name begins with this one
+        if not folder.exists() and (holder / folder.name).exists():
+            os.rename(holder / folder.name, folder)
+        _remove(holder)
+
+
+def _remove(holder: Path) -> None:
+    """Removes a replaced folder, its manifest first: the rest alone is no artifact."""
+    for path in holder.glob(f"*/{MANIFEST}"):
+        path.unlink()
+    shutil.rmtree(holder)
+
+
+def recover(folder: Path) -> None:
+    """Ends a replacement that was cut off, whether the earlier folder or the new one is there.
+
+    Writers do it by writing; this is for those that may find nothing to write.
+    """
+    if folder.parent.is_dir():
+        with locked(folder.parent):
+            _put_back(folder)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -111,25 +149,47 @@ def read_manifest(folder: Path, *, kind: str, made_by: str, verify: bool = True)
     `made_by` is the `crescendo` command that makes such an artifact, for the error message.
     """
     fix = f"run `crescendo {made_by}` to make it again"
-    _recover(folder)
     path = folder / MANIFEST
-    if not path.is_file():
+    written = _manifest_text(folder)
+    if written is None:
         raise ArtifactError(f"no {kind} {folder.name}: {path} is missing; {fix}")
     try:
-        manifest = Manifest(**json.loads(path.read_text()))
+        manifest = Manifest(**json.loads(written))
     except (json.JSONDecodeError, TypeError) as error:
         raise ArtifactError(f"{path} is not a manifest ({error}); {fix}") from error
     if (manifest.kind, manifest.id) != (kind, folder.name):
         raise ArtifactError(
             f"{folder} holds {manifest.kind} {manifest.id}; wanted {kind} {folder.name}; {fix}"
         )
-    if verify:
-        for name, expected in manifest.files.items():
-            if not (folder / name).is_file():
-                raise ArtifactError(f"{kind} {manifest.id} lacks its file {name}; {fix}")
-            if file_sha256(folder / name) != expected:
-                raise ArtifactError(f"{kind} {manifest.id}: {name} was changed; {fix}")
-    return manifest
+    problem = _changed_file(folder, manifest) if verify else None
+    if problem is None:
+        return manifest
+    if _manifest_text(folder) != written:  # replaced while we were reading
+        return read_manifest(folder, kind=kind, made_by=made_by)
+    raise ArtifactError(f"{kind} {manifest.id}{problem}; {fix}")
+
+
+def _manifest_text(folder: Path) -> str | None:
+    """What the manifest says, or None where there is none."""
+    path = folder / MANIFEST
+    try:
+        return path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.exists():  # it may be in the middle of a replacement
+            recover(folder)
+    return path.read_text() if path.is_file() else None
+
+
+def _changed_file(folder: Path, manifest: Manifest) -> str | None:
+    """The end of a sentence about the first file that is not as the manifest says."""
+    for name, expected in manifest.files.items():
+        try:
+            found = file_sha256(folder / name)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return f" lacks its file {name}"
+        if found != expected:
+            return f": {name} was changed"
+    return None
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -140,10 +200,21 @@ def parquet_files(folder: Path) -> list[Path]:
 def newest(parent: Path, *, kind: str, made_by: str) -> Manifest:
     """The most recently made artifact under `parent`."""
     manifests = [
-        read_manifest(path.parent, kind=kind, made_by=made_by, verify=False)
-        for path in parent.glob(f"*/{MANIFEST}")
-        if not path.parent.name.startswith(".")
+        read_manifest(folder, kind=kind, made_by=made_by, verify=False)
+        for folder in _artifacts(parent)
     ]
     if not manifests:
         raise ArtifactError(f"no {kind} under {parent}; run `crescendo {made_by}` first")
     return max(manifests, key=lambda manifest: manifest.created_at)
+
+
+def _artifacts(parent: Path) -> list[Path]:
+    """The artifacts' folders, those too whose replacement was cut off."""
+    if not parent.is_dir():
+        return []
+    with locked(parent):
+        for path in parent.glob(f"{REPLACED}*/*/{MANIFEST}"):
+            if not (parent / path.parent.name).exists():
+                _put_back(parent / path.parent.name)
+        paths = parent.glob(f"*/{MANIFEST}")
+        return [path.parent for path in paths if not path.parent.name.startswith(".")]

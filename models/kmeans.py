@@ -1,32 +1,32 @@
 """Lloyd's k-means over points [x ; alpha * p]; p is the prefix of PSRQ, or absent: plain k-means.
 
-The means of the prefix half come from counts of (earlier code, new code) pairs, and its distances
-from tables (`models.nearest`): the prefix never exists as a matrix.
+The means of the prefix half come from counts of (earlier code, new code) pairs (`models.means`) and
+its distances from tables (`models.nearest`): the prefix never exists as a matrix. On the CPU every
+search is exact, and skips the rows that cannot change (`models.bounds`); on a CUDA device bf16
+products choose the codes while the centroids move, and the last search is exact (`models.
+cuda_rows`). Rows that do not fit a device stream through it, and workers may split them.
 
-Shape suffixes: N rows, M rows of one chunk, S sampled rows, D dims, K codes, J earlier levels,
-T k-means++ trials.
+Shape suffixes: N rows, M rows of one part, S pooled rows, D dims, K codes.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from models.nearest import (
-    CHUNK_ELEMENTS,
-    EPS,
-    Centroids,
-    Prefix,
-    check_rows,
-    chunks,
-    mean_and_scatter,
-    nearest,
-)
+from models.bounds import Bounds
+from models.cuda_graph import Replayed
+from models.kmeans_start import initial_centroids
+from models.means import Means, squared_distances
+from models.nearest import Centroids, NearestCentroid, Prefix, check_rows, prefix_sum
+from models.shards import Shards
 
-INIT_ROWS_PER_CODE = 64
-INIT_ROWS_MIN = 8_192
-"""k-means++ looks at max(INIT_ROWS_MIN, k * INIT_ROWS_PER_CODE) sampled rows at most."""
+if TYPE_CHECKING:
+    from models.cuda_rows import PackedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,67 +35,15 @@ class KMeans:
 
     centroids: Centroids
     codes_N: Tensor
+    """Of this worker's rows, on their device; int64."""
     objective: float
     objectives: tuple[float, ...]
-    """The same sum after each centroid update: the fit's curve, never increasing."""
+    """The same sum after each centroid update: the fit's curve, never increasing (bf16 products may
+    lift it by their rounding)."""
     iterations: int
     converged: bool
     repaired: int
     """How often an empty cluster was moved to a far point."""
-
-
-def initial_centroids(
-    x_ND: Tensor, k: int, *, prefix: Prefix | None = None, seed: int = 0
-) -> Centroids:
-    """Greedy k-means++ on a seeded sample of rows: k rows, far apart in [x ; alpha * p].
-
-    With fewer than k distinct rows each is a centroid, and the rest are copies of centroid 0:
-    unused, because a tie goes to the lowest index.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    limit = max(INIT_ROWS_MIN, k * INIT_ROWS_PER_CODE)
-    index_S = torch.arange(len(x_ND))
-    if len(x_ND) > limit:
-        index_S = torch.randperm(len(x_ND), generator=generator)[:limit].sort().values
-    # Distances do not change when the data, or book 0, is centred: only their rounding does.
-    sample_SD = x_ND[index_S] - x_ND[index_S].double().mean(0).float()
-    norm_S = sample_SD.square().sum(1)
-    if prefix is not None:
-        books = (prefix.books[0] - prefix.books[0].mean(0), *prefix.books[1:])
-        taken = Prefix(codes_NJ=prefix.codes_NJ[index_S], books=books, weight=prefix.weight)
-        for part in chunks(sample_SD):
-            norm_S[part] += taken.weight**2 * taken.rows(part).square().sum(1)
-    noise = 4 * EPS * (x_ND.shape[1] + 8)
-
-    def distances(pick_T: Tensor) -> Tensor:
-        """Squared distances (S, T); what rounding alone explains is 0: a duplicate."""
-        cross_ST = sample_SD @ sample_SD[pick_T].T
-        if prefix is not None:
-            target_TD = taken.rows(pick_T)
-            for j, book in enumerate(taken.books):
-                cross_ST += taken.weight**2 * (book @ target_TD.T)[taken.codes_NJ[:, j]]
-        size_ST = norm_S[:, None] + norm_S[pick_T]
-        squared_ST = size_ST - 2 * cross_ST
-        return torch.where(squared_ST > noise * size_ST, squared_ST, 0.0).double()
-
-    first = torch.randint(len(index_S), (1,), generator=generator)
-    picks, nearest_S = [int(first)], distances(first)[:, 0]
-    trials = 2 + int(math.log(k))
-    while len(picks) < k:
-        mass_S = nearest_S.cumsum(0)
-        if mass_S[-1] <= 0:
-            break
-        draw_T = torch.rand(trials, generator=generator, dtype=torch.float64) * mass_S[-1]
-        pick_T = torch.searchsorted(mass_S, draw_T, right=True).clamp_max(len(index_S) - 1)
-        after_ST = torch.minimum(nearest_S[:, None], distances(pick_T))
-        best = int(after_ST.sum(0).argmin())
-        picks.append(int(pick_T[best]))
-        nearest_S = after_ST[:, best]
-    picks += picks[:1] * (k - len(picks))
-    chosen_K = index_S[torch.tensor(picks)]
-    return Centroids(
-        x_KD=x_ND[chosen_K].clone(), prefix_KD=None if prefix is None else prefix.rows(chosen_K)
-    )
 
 
 def kmeans(
@@ -107,43 +55,46 @@ def kmeans(
     iterations: int = 25,
     tolerance: float = 1e-4,
     seed: int = 0,
+    device: torch.device | None = None,
+    part_rows: int | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> KMeans:
     """Lloyd's algorithm from `start`, or from `initial_centroids(..., seed)`.
 
     Ends after `iterations` centroid updates, when no code moved, or when an update lowered the
-    objective by less than `tolerance` of itself (0: never for that reason). Raises ValueError for
-    rows that `check_rows` refuses, k < 1, or a `start` of another shape.
+    objective by less than `tolerance` of itself (0: never for that reason). `device`: where the
+    work is done, by default where the rows are; rows elsewhere stream through it, `part_rows` at a
+    time. `group`: workers that hold one run of the rows each. Raises ValueError for rows that
+    `check_rows` refuses, k < 1, or a `start` of another shape.
     """
     x_ND = check_rows(x_ND)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    centroids = start or initial_centroids(x_ND, k, prefix=prefix, seed=seed)
+    device = device or x_ND.device
+    shards = Shards(len(x_ND), group)
+    centroids = start or initial_centroids(
+        x_ND, k, prefix=prefix, seed=seed, device=device, shards=shards
+    )
     if centroids.x_KD.shape != (k, x_ND.shape[1]):
         raise ValueError(f"start must be {(k, x_ND.shape[1])}, got {tuple(centroids.x_KD.shape)}")
     if (centroids.prefix_KD is None) != (prefix is None):
         raise ValueError("start needs prefix centroids exactly when the points have a prefix")
-    means = _Means(x_ND, k, prefix)
+    rows = _Rows(x_ND, centroids, prefix, device, part_rows or len(x_ND), shards)
     objectives: list[float] = []
     repaired, converged = 0, False
-    codes_N = torch.full((len(x_ND),), -1)
-    while True:
-        found_N = nearest(x_ND, centroids, prefix)
-        if converged or len(objectives) == iterations:
-            break
-        filled_N = _fill_empty(x_ND, found_N, centroids, prefix)
-        if torch.equal(filled_N, codes_N):
+    while len(objectives) < iterations and not converged:
+        objective, moved, filled = rows.iterate()
+        if moved + filled == 0:
             converged = True
             break
-        codes_N = filled_N
-        repaired += int((filled_N != found_N).sum())
-        centroids, objective = means.update(codes_N, centroids)
+        repaired += filled
         objectives.append(objective)
-        if len(objectives) > 1:
-            converged = objectives[-2] - objective < tolerance * objective
+        converged = len(objectives) > 1 and objectives[-2] - objective < tolerance * objective
+    codes_N = rows.last_search()
     return KMeans(
-        centroids=centroids,
-        codes_N=found_N,
-        objective=float(_distances(x_ND, found_N, centroids, prefix).sum()),
+        centroids=rows.centroids,
+        codes_N=codes_N,
+        objective=rows.objective(),
         objectives=tuple(objectives),
         iterations=len(objectives),
         converged=converged,
@@ -151,97 +102,200 @@ def kmeans(
     )
 
 
-class _Means:
-    """Cluster means of a whole fit: float64 sums, to which only rows that moved are added.
+class _Rows:
+    """This worker's rows during a fit: their codes, the sums of their clusters, the centroids."""
 
-    A float64 sum of float32 values of like magnitude is exact, so nothing drifts, and the mean of
-    equal rows is that row: the residual of a duplicate is 0, not rounding noise.
-    """
+    def __init__(
+        self,
+        x_ND: Tensor,
+        start: Centroids,
+        prefix: Prefix | None,
+        device: torch.device,
+        part_rows: int,
+        shards: Shards,
+    ) -> None:
+        self.x_ND, self.prefix, self.shards = x_ND, prefix, shards
+        self.device, self.part_rows = device, part_rows
+        self.codes_N = torch.full((len(x_ND),), -1, device=x_ND.device)
+        self.means = Means(x_ND, len(start.x_KD), prefix, device, shards)
+        self.centre_D = self.means.mean_D.float()
+        mean_square = self.shards.total * float(self.centre_D.double().square().sum())
+        self.shift = device.type == "cuda" or mean_square > self.means.data_total
+        self.books = tuple(book.to(device) for book in prefix.books) if prefix else ()
+        prefix_KD = None if start.prefix_KD is None else start.prefix_KD.to(device, copy=True)
+        self.centroids = Centroids(x_KD=start.x_KD.to(device, copy=True), prefix_KD=prefix_KD)
+        self.report = torch.zeros(3, dtype=torch.float64, device=device)
+        """Objective, rows moved and empty clusters of the last step: one read of the device."""
+        self.bounds: Bounds | None = None
+        self.packed: PackedRows | None = None
+        self.step = self._step
+        if device.type == "cpu":
+            self.bounds = Bounds(x_ND, prefix, self.centre_D, self.means.prefix_mean_D)
+        elif x_ND.is_cuda and shards.group is None:
+            self.step = Replayed(self._step, device)
 
-    def __init__(self, x_ND: Tensor, k: int, prefix: Prefix | None) -> None:
-        self.x_ND, self.prefix = x_ND, prefix
-        self.codes_N = torch.full((len(x_ND),), -1)
-        self.sums_KD = torch.zeros(k, x_ND.shape[1], dtype=torch.float64)
-        self.mean_D, self.total = mean_and_scatter(x_ND)
-        if prefix is not None:
-            self.prefix_mean_D = self._prefix_sums(torch.zeros_like(self.codes_N), 1)[0]
-            self.prefix_mean_D /= len(x_ND)
-            for part in chunks(x_ND):
-                p_MD = prefix.rows(part).double() - self.prefix_mean_D
-                self.total += prefix.weight**2 * float(p_MD.square().sum())
+    def iterate(self) -> tuple[float, int, int]:
+        """One Lloyd iteration: the objective, rows moved, and empty clusters filled."""
+        self.step()
+        objective, moved, empty = self.report.tolist()
+        if empty == 0:
+            return objective, int(moved), 0
+        filled = self._fill_empty()
+        objective = float(self._update())
+        return objective, int(moved), filled
 
-    def _prefix_sums(self, codes_N: Tensor, k: int) -> Tensor:
-        """Sums (k, D) of p over each cluster: counts of (earlier code, code) pairs times books."""
-        assert self.prefix is not None
-        sums_KD = torch.zeros(k, self.x_ND.shape[1], dtype=torch.float64)
-        for j, book in enumerate(self.prefix.books):
-            pair_N = self.prefix.codes_NJ[:, j] * k + codes_N
-            count_JK = torch.bincount(pair_N, minlength=len(book) * k).view(len(book), k)
-            sums_KD += count_JK.double().T @ book.double()
-        return sums_KD
+    def _step(self) -> None:
+        moved = self._search()
+        self.report[0] = self._update()
+        self.report[1] = self.shards.sum(moved)
+        self.report[2] = (self.shards.sum(self.means.counts_K) == 0).sum()
 
-    def update(self, codes_N: Tensor, old: Centroids) -> tuple[Centroids, float]:
-        """Means of `codes_N` (an empty cluster keeps its old centroid), and their objective."""
-        changed_N = (codes_N != self.codes_N).nonzero()[:, 0]
-        for index_M in changed_N.split(CHUNK_ELEMENTS // self.x_ND.shape[1] + 1):
-            x_MD, was_M = self.x_ND[index_M].double(), self.codes_N[index_M]
-            self.sums_KD.index_add_(0, codes_N[index_M], x_MD)
-            had_M = was_M >= 0
-            if had_M.any():
-                self.sums_KD.index_add_(0, was_M[had_M], x_MD[had_M], alpha=-1)
-        self.codes_N = codes_N
-        k = len(self.sums_KD)
-        count_K1 = torch.bincount(codes_N, minlength=k).double()[:, None]
-        mean_KD = self.sums_KD / count_K1.clamp_min(1)
-        x_KD = torch.where(count_K1 > 0, mean_KD.float(), old.x_KD)
-        # sum ||x - c||^2 = total - sum_k n_k ||c_k - mean||^2 for the means c_k of a partition
-        objective = self.total - float((count_K1 * (mean_KD - self.mean_D).square()).sum())
-        if self.prefix is None or old.prefix_KD is None:
-            return Centroids(x_KD=x_KD), max(0.0, objective)
-        mean_KD = self._prefix_sums(codes_N, k) / count_K1.clamp_min(1)
-        between = float((count_K1 * (mean_KD - self.prefix_mean_D).square()).sum())
-        objective -= self.prefix.weight**2 * between
-        prefix_KD = torch.where(count_K1 > 0, mean_KD.float(), old.prefix_KD)
-        return Centroids(x_KD=x_KD, prefix_KD=prefix_KD), max(0.0, objective)
+    def _update(self) -> Tensor:
+        """Moves the centroids, in place, to the means of their rows. Returns the objective."""
+        new, objective = self.means.centroids(self.centroids)
+        if self.bounds is not None:
+            self.bounds.shift(self._shift(new), self.codes_N)
+        self.centroids.x_KD.copy_(new.x_KD)
+        if self.centroids.prefix_KD is not None and new.prefix_KD is not None:
+            self.centroids.prefix_KD.copy_(new.prefix_KD)
+        return objective
 
+    def _shift(self, new: Centroids) -> Tensor:
+        """How far each centroid moves (K,), in [x ; alpha * p]."""
+        moved_K = (new.x_KD.double() - self.centroids.x_KD.double()).square().sum(1)
+        if self.prefix and new.prefix_KD is not None and self.centroids.prefix_KD is not None:
+            apart_KD = new.prefix_KD.double() - self.centroids.prefix_KD.double()
+            moved_K += self.prefix.weight**2 * apart_KD.square().sum(1)
+        return moved_K.sqrt()
 
-def _distances(
-    x_ND: Tensor, codes_N: Tensor, centroids: Centroids, prefix: Prefix | None
-) -> Tensor:
-    """Squared distance (N,) of every row to its code's centroid; exactly 0 for equal rows."""
-    parts = []
-    for part in chunks(x_ND):
-        distance_M = (x_ND[part] - centroids.x_KD[codes_N[part]]).square().sum(1).double()
-        if prefix is not None and centroids.prefix_KD is not None:
-            q_MD = prefix.rows(part) - centroids.prefix_KD[codes_N[part]]
-            distance_M += prefix.weight**2 * q_MD.square().sum(1)
-        parts.append(distance_M)
-    return torch.cat(parts)
+    def _nearest(self) -> NearestCentroid:
+        return NearestCentroid(
+            self.centroids,
+            self.books,
+            self.prefix.weight if self.prefix else 0.0,
+            centre_D=self.centre_D,
+            prefix_centre_D=self.means.prefix_mean_D,
+            shift=self.shift,
+        )
 
+    def _parts(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Rows on the device, part by part: where, x and the codes in the prefix's books."""
+        for start in range(0, len(self.x_ND), self.part_rows):
+            part = slice(start, min(start + self.part_rows, len(self.x_ND)))
+            codes_MJ = self.prefix.codes_NJ[part].to(self.device) if self.prefix else None
+            yield part, self.x_ND[part].to(self.device), codes_MJ
 
-def _fill_empty(
-    x_ND: Tensor, codes_N: Tensor, centroids: Centroids, prefix: Prefix | None
-) -> Tensor:
-    """`codes_N` with each empty cluster given the row farthest from its own centroid.
+    def _search(self) -> Tensor:
+        """New codes, and their clusters' sums. Returns how many of this worker's rows moved."""
+        nearest = self._nearest()
+        if self.bounds is not None:
+            codes_N = self.bounds.search(nearest, self.x_ND, self.prefix, self.codes_N)
+            codes_NJ = self.prefix.codes_NJ if self.prefix else None
+            moved = self.means.move(self.x_ND, codes_NJ, self.codes_N, codes_N)
+            self.codes_N = codes_N
+            return moved
+        from models.cuda_rows import CudaNearest, PackedRows
 
-    Chosen one by one among the farthest rows, so that two empty clusters never get equal rows. A
-    cluster stays empty when every row lies on its centroid: fewer distinct rows than clusters.
-    """
-    count_K = torch.bincount(codes_N, minlength=len(centroids.x_KD))
-    empty = (count_K == 0).nonzero()[:, 0].tolist()
-    if not empty:
-        return codes_N
-    distance_N = _distances(x_ND, codes_N, centroids, prefix) * (count_K[codes_N] > 1)
-    pool_S = distance_N.sort(descending=True, stable=True).indices[: 8 * len(empty)]
-    far_S, x_SD, codes_N = distance_N[pool_S], x_ND[pool_S], codes_N.clone()
-    for code in empty:
-        pick = int(far_S.argmax())
-        if far_S[pick] <= 0:
-            break
-        codes_N[pool_S[pick]] = code
-        to_pick_S = (x_SD - x_SD[pick]).square().sum(1).double()
-        if prefix is not None:
-            p_SD = prefix.rows(pool_S)
-            to_pick_S += prefix.weight**2 * (p_SD - p_SD[pick]).square().sum(1)
-        far_S = torch.minimum(far_S, to_pick_S)
-    return codes_N
+        search = CudaNearest(nearest)
+        moved = torch.zeros((), dtype=torch.int64, device=self.device)
+        for part, x_MD, codes_MJ in self._parts():
+            packed = self.packed or PackedRows(x_MD, codes_MJ, search)
+            if self.part_rows >= len(self.x_ND):
+                self.packed = packed  # all rows fit: packed once for the whole fit
+            now_M = search.propose(packed)
+            was_M = self.codes_N[part].to(self.device)
+            moved += self.means.move(x_MD, codes_MJ, was_M, now_M)
+            self.codes_N[part] = now_M.to(self.codes_N.device)
+        return moved
+
+    def last_search(self) -> Tensor:
+        """The exact codes at the final centroids."""
+        nearest = self._nearest()
+        if self.bounds is not None:
+            codes_N = self.bounds.search(nearest, self.x_ND, self.prefix, self.codes_N)
+            codes_NJ = self.prefix.codes_NJ if self.prefix else None
+            self.means.move(self.x_ND, codes_NJ, self.codes_N, codes_N)
+            self.codes_N = codes_N
+            return codes_N
+        self.packed = None
+        for part, x_MD, codes_MJ in self._parts():
+            now_M = nearest(x_MD, codes_MJ)
+            self.means.move(x_MD, codes_MJ, self.codes_N[part].to(self.device), now_M)
+            self.codes_N[part] = now_M.to(self.codes_N.device)
+        return self.codes_N
+
+    def _distances(self) -> Iterator[tuple[slice, Tensor]]:
+        for part, x_MD, codes_MJ in self._parts():
+            prefix = None
+            if self.prefix and codes_MJ is not None:
+                prefix = Prefix(codes_NJ=codes_MJ, books=self.books, weight=self.prefix.weight)
+            code_M = self.codes_N[part].to(self.device)
+            yield part, squared_distances(x_MD, code_M, self.centroids, prefix)
+
+    def objective(self) -> float:
+        """Of the rows' codes and centroids, from the clusters' sums where those say it exactly."""
+        found = self.means.objective(self.centroids)
+        if not math.isnan(found):
+            return found
+        local = sum(float(distance_M.sum()) for _, distance_M in self._distances())
+        return float(self.shards.sum(torch.tensor(local, dtype=torch.float64)))
+
+    def _fill_empty(self) -> int:
+        """Gives each empty cluster the row farthest from its own centroid; returns how many.
+
+        Chosen one by one among the farthest rows, so that two empty clusters never get equal rows.
+        A cluster stays empty when every row lies on its centroid: fewer distinct rows than
+        clusters.
+        """
+        count_K = self.shards.sum(self.means.counts_K).cpu()
+        empty = (count_K == 0).nonzero()[:, 0].tolist()
+        if not empty:
+            return 0
+        distance_N = torch.empty(len(self.x_ND), dtype=torch.float64)
+        for part, distance_M in self._distances():
+            distance_N[part] = distance_M.cpu()
+        distance_N *= count_K[self.codes_N.cpu()] > 1
+        far_S, row_S = self._farthest(distance_N, 8 * len(empty))
+        x_SD = self.shards.gather(self.x_ND, row_S).cpu()
+        p_SD = None
+        if self.prefix:
+            codes_SJ = self.shards.gather(self.prefix.codes_NJ, row_S).cpu()
+            books = tuple(book.cpu() for book in self.books)
+            p_SD = prefix_sum(books, codes_SJ)
+        filled = 0
+        for code in empty:
+            pick = int(far_S.argmax())
+            if far_S[pick] <= 0:
+                break
+            self._give(int(row_S[pick]), code)
+            filled += 1
+            to_pick_S = (x_SD - x_SD[pick]).square().sum(1).double()
+            if self.prefix and p_SD is not None:
+                to_pick_S += self.prefix.weight**2 * (p_SD - p_SD[pick]).square().sum(1)
+            far_S = torch.minimum(far_S, to_pick_S)
+        return filled
+
+    def _farthest(self, distance_N: Tensor, pool: int) -> tuple[Tensor, Tensor]:
+        """Distances and row numbers of the `pool` farthest rows of all workers; ties: first row."""
+        order_N = distance_N.sort(descending=True, stable=True).indices[:pool]
+        far = torch.full((pool,), -1.0, dtype=torch.float64)
+        row = torch.zeros(pool, dtype=torch.int64)
+        far[: len(order_N)] = distance_N[order_N]
+        row[: len(order_N)] = order_N + self.shards.first
+        far, row = self.shards.concatenate(far), self.shards.concatenate(row)
+        best = far.sort(descending=True, stable=True).indices[: min(pool, self.shards.total)]
+        best = best[far[best] >= 0]
+        return far[best], row[best]
+
+    def _give(self, row: int, code: int) -> None:
+        local = row - self.shards.first
+        if not 0 <= local < len(self.x_ND):
+            return
+        part = slice(local, local + 1)
+        now = torch.tensor([code], device=self.device)
+        codes_MJ = self.prefix.codes_NJ[part].to(self.device) if self.prefix else None
+        was = self.codes_N[part].to(self.device)
+        self.means.move(self.x_ND[part].to(self.device), codes_MJ, was, now)
+        self.codes_N[part] = now.to(self.codes_N.device)
+        if self.bounds is not None:
+            self.bounds.forget(torch.tensor([local]))

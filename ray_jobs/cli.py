@@ -115,12 +115,34 @@ def embed(
 @app.command()
 def quantize(
     context: typer.Context,
-    method: Annotated[str, typer.Option(help="psrq, rq or vq.")] = "psrq",
+    method: Annotated[str, typer.Option(help="psrq, rq_kmeans, vq, pq or rq_vae.")] = "psrq",
     modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "text,audio",
     levels: Levels = 3,
     codes: Codes = 128,
-    prefix_weight: Annotated[str, typer.Option(help="auto or a number; 1 is the paper.")] = "auto",
+    prefix_weight: Annotated[
+        str, typer.Option(help="psrq: auto or a number; 1 is the paper.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(help="rq_vae: passes over the tracks.")] = 100,
+    balance: Annotated[
+        float | None,
+        typer.Option(help="Largest share of a code over the even share; not for rq_vae."),
+    ] = None,
+    collisions: Annotated[
+        str | None,
+        typer.Option(help="Tell apart tracks that share an ID: next_best or extra_level."),
+    ] = None,
+    sample_rows: Annotated[
+        int | None, typer.Option(help="Fit on so many tracks, drawn by the seed.")
+    ] = None,
+    align_to: Annotated[
+        str | None,
+        typer.Option(help="Generation to start from, and whose codes to keep where it can."),
+    ] = None,
     preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "l2",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int, typer.Option(help="psrq, rq_kmeans, vq: Ray Train workers that split the tracks.")
+    ] = 1,
     seed: int = 0,
 ) -> None:
     """Fits the codebooks of all families and assigns a generation of semantic IDs."""
@@ -138,18 +160,71 @@ def quantize(
         levels=levels,
         codes=codes,
         prefix_weight=weight,
+        epochs=epochs,
+        balance=balance,
+        collisions=collisions,
+        sample_rows=sample_rows,
+        align_to=align_to,
         preprocess=preprocess,
+        device=device,
+        workers=workers,
         seed=seed,
     )
     answer(quantize(context.obj, options))
 
 
 @app.command()
-def assign(context: typer.Context, generation: Generation = None) -> None:
-    """IDs for tracks that have none, from a generation's frozen codebooks."""
+def assign(
+    context: typer.Context,
+    generation: Generation = None,
+    error_ratio: Annotated[
+        float, typer.Option(help="Warn if new tracks cost so many times what the fit's did.")
+    ] = 1.25,
+    tail_share: Annotated[
+        float, typer.Option(help="Warn if so many cost more than 99% of the fit's.")
+    ] = 0.05,
+    usage_shift: Annotated[
+        float, typer.Option(help="Warn if code usage differs by so many bits beyond chance.")
+    ] = 0.05,
+    least_tracks: Annotated[int, typer.Option(help="New tracks from which drift is judged.")] = 100,
+) -> None:
+    """IDs for tracks that have none, from a generation's frozen codebooks; warns of drift."""
     from ray_jobs.assign import assign
+    from ray_jobs.drift import DriftLimits
 
-    answer(assign(context.obj, generation))
+    limits = DriftLimits(
+        error_ratio=error_ratio,
+        tail_share=tail_share,
+        usage_shift=usage_shift,
+        least_tracks=least_tracks,
+    )
+    answer(assign(context.obj, generation, limits))
+
+
+@app.command()
+def quality(
+    context: typer.Context,
+    generation: Generation = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(help="Prefix weights to compare, comma-separated, beside 0, 1 and auto."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Tracks that the comparison is made on, at most.")] = (
+        20_000
+    ),
+) -> None:
+    """How good a generation's IDs are, beside RQ and the literal PSRQ: a table and a page."""
+    from ray_jobs.quality import QualityOptions, quality
+    from ray_jobs.report.quality_findings import print_quality
+
+    try:
+        weights = None if curve is None else tuple(float(weight) for weight in _names(curve))
+    except ValueError as error:
+        raise InputError(f"curve must be numbers, comma-separated, got {curve!r}") from error
+    options = QualityOptions(generation=generation, curve=weights, rows=rows)
+    result, families = quality(context.obj, options)
+    print_quality(families)
+    answer(result)
 
 
 @app.command()

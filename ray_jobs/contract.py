@@ -31,6 +31,8 @@ from ray_jobs.progress import step
 
 REJECTED_ROWS = "rejected_rows"
 ROWS_PER_FILE = 250_000
+ROWS_PER_GROUP = 16_384
+"""Whoever streams a file holds a row group of it: 25 MB of 384-dim vectors."""
 EXAMPLE_CHARACTERS = 300
 REASONS_SHOWN = 3
 REQUIRED = {
@@ -219,4 +221,9 @@ def _write_parts(table: pa.Table, folder: Path) -> None:
     folder.mkdir()
     for part, start in enumerate(range(0, max(len(table), 1), ROWS_PER_FILE)):
         path = folder / f"part-{part:05d}.parquet"
-        pq.write_table(table.slice(start, ROWS_PER_FILE), path, coerce_timestamps="us")
+        pq.write_table(
+            table.slice(start, ROWS_PER_FILE),
+            path,
+            coerce_timestamps="us",
+            row_group_size=ROWS_PER_GROUP,
+        )

@@ -124,13 +124,13 @@ def read_embeddings(
     schema = _row_schema(manifest.info["dim"])
     parts = [pq.read_table(folder / name, schema=schema) for name in sorted(manifest.files)]
     table = pa.concat_tables([schema.empty_table(), *parts])
-    table = table.filter(_up_to_date(workspace, manifest, table))
+    table = table.filter(up_to_date(workspace, manifest, table))
     table = table.filter(pc.equal(table["status"], OK)).sort_by(TRACK_ID)
     vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return table[TRACK_ID].to_numpy(), vectors.reshape(-1, manifest.info["dim"]), encoder_id
 
 
-def _up_to_date(workspace: Workspace, manifest: Manifest, rows: pa.Table) -> pa.Array:
+def up_to_date(workspace: Workspace, manifest: Manifest, rows: pa.Table) -> pa.Array:
     """Mask of the rows whose track is in the catalogue; refuses if the catalogue has more."""
     workspace.require(workspace.tracks, "ingest --source KIND --path PATH")
     tracks = pyarrow.dataset.dataset(workspace.tracks, format="parquet")

@@ -2,48 +2,75 @@
 
     crescendo quantize --method psrq --levels 3 --codes 128 --prefix-weight auto
 
-Fits one codebook a family (each modality, and `joint` on their concatenation). Writes
-`codebooks/<codebook_id>/codebook.safetensors` (books, and the preprocessing under
-`<modality>.<tensor>`) and `generations/<generation_id>/ids.parquet`.
+Fits one codebook a family (each modality, and `joint` on their concatenation) by one of the methods
+of `models.quantizers`. Writes `codebooks/<codebook_id>/` (`ray_jobs.codebook_store`) and
+`generations/<generation_id>/ids.parquet`. A generation that is there keeps every published row: a
+run that finds the same books again only adds the tracks that it lacks.
+
+Shape suffixes: N rows, S rows that a fit sees, M rows of one part, D dims, L levels.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save, save_file
 from torch import Tensor
 
 from feature_repo import schema
 from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
-from models.preprocess import Preprocess, joint
-from models.psrq import Codebook, PsrqOptions, fit
+from models import collisions
+from models.pq import PqOptions
+from models.psrq import PsrqOptions, level_seed
+from models.quantizers import METHODS, Fitted, Quantizer, QuantizerOptions, fit_quantizer
+from models.rq_vae_training import RqVaeOptions
 from models.sid_quality import quality
-from ray_jobs.embed import read_embeddings
+from ray_jobs.align import OldFamily, align, read_old, rename
+from ray_jobs.assign import complete
+from ray_jobs.codebook_store import write_codebook
+from ray_jobs.drift import fitting_profile
+from ray_jobs.family_vectors import Modality, family_inputs, read_modality
 from ray_jobs.generation_table import IDS_FILE, ids_table
 from ray_jobs.progress import log, step
 
-METHODS = ("psrq", "rq", "vq")
-CODEBOOK_FILE = "codebook.safetensors"
+DEVICES = ("auto", "cpu", "cuda")
+SPLIT_METHODS = ("psrq", "rq_kmeans", "vq")
+"""Methods whose fit several workers can split (`ray_jobs.quantize_workers`)."""
+ENCODE_ROWS = 1 << 17
+"""Rows sent to the device at once when all rows get the codes of a fit on a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
     method: str = "psrq"
-    """`psrq`; `rq` is psrq with prefix weight 0; `vq` is its first level alone."""
+    """One of `models.quantizers.METHODS`."""
     modalities: tuple[str, ...] = ("text", "audio")
     levels: int = 3
+    """Codes in an ID; `vq` has one."""
     codes: int = 128
     prefix_weight: float | Literal["auto"] = "auto"
-    """Weight of the prefix in the clustering: a number, or `auto` from the data."""
+    """Of `psrq`: weight of the prefix in the clustering: a number, or `auto` from the data."""
     iterations: int = 25
-    """Most centroid updates of one level."""
+    """Of the k-means methods: most centroid updates of one level."""
+    epochs: int = 100
+    """Of `rq_vae`: passes over the rows."""
+    balance: float | None = None
+    """Of the k-means methods: largest share of a code over the even share (`models.balance`)."""
+    collisions: str | None = None
+    """How IDs that are shared are told apart (`models.collisions`): next_best or extra_level."""
+    sample_rows: int | None = None
+    """Fit on so many rows, drawn by the seed; then all rows get codes. None: fit on all."""
     preprocess: str = "l2"
     """What is done to each modality's vectors first: none, l2, standard or whiten."""
+    align_to: str | None = None
+    """Generation from whose books the fit starts and whose codes it keeps (`ray_jobs.align`)."""
+    device: str = "auto"
+    """Where books are fitted: cpu, cuda, or auto: cuda if there is one."""
+    workers: int = 1
+    """Of psrq, rq_kmeans and vq: Ray Train workers that split the rows of a fit."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,49 +78,124 @@ class QuantizeOptions:
             raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
         if not self.modalities:
             raise InputError("modalities must name at least one modality, got none")
+        if self.collisions is not None and self.collisions not in collisions.MODES:
+            raise InputError(
+                f"collisions must be one of {collisions.MODES} or none, got {self.collisions!r}"
+            )
+        if self.collisions == "next_best" and self.id_levels == 1:
+            raise InputError("collisions=next_best needs IDs of 2 codes or more; use extra_level")
+        if self.device not in DEVICES:
+            raise InputError(f"device must be one of {DEVICES}, got {self.device!r}")
+        if self.workers < 1:
+            raise InputError(f"workers must be at least 1, got {self.workers}")
+        if self.workers > 1 and self.method not in SPLIT_METHODS:
+            raise InputError(
+                f"workers={self.workers} works for {', '.join(SPLIT_METHODS)}, not {self.method}; "
+                "give --workers 1"
+            )
+        if self.workers > 1 and self.balance is not None:
+            raise InputError(
+                f"balance={self.balance} needs all rows in one worker, got "
+                f"workers={self.workers}: give one of the two"
+            )
+        if self.sample_rows is not None and self.sample_rows < 1:
+            raise InputError(f"sample_rows must be at least 1, got {self.sample_rows}")
+        if self.balance is not None and self.method == "rq_vae":
+            raise InputError(f"balance={self.balance} works for the k-means methods, not rq_vae")
+        if self.balance is not None and self.sample_rows is not None:
+            raise InputError(
+                f"balance={self.balance} needs all rows in the fit, got "
+                f"sample_rows={self.sample_rows}: give one of the two"
+            )
         try:
-            self.psrq()
+            self.quantizer()
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def psrq(self) -> PsrqOptions:
-        """The quantizer's options: RQ and VQ are special cases of PSRQ."""
+    @property
+    def id_levels(self) -> int:
+        """Codes in an ID."""
+        book_levels = 1 if self.method == "vq" else self.levels
+        return book_levels + (self.collisions == "extra_level")
+
+    def quantizer(self) -> QuantizerOptions:
+        """The method's own options. RQ and VQ are special cases of PSRQ."""
+        if self.method == "rq_vae":
+            return RqVaeOptions(
+                levels=self.levels, codes=self.codes, epochs=self.epochs, seed=self.seed
+            )
+        if self.method == "pq":
+            return PqOptions(
+                levels=self.levels,
+                codes=self.codes,
+                iterations=self.iterations,
+                balance=self.balance,
+                seed=self.seed,
+            )
         return PsrqOptions(
             levels=1 if self.method == "vq" else self.levels,
             codes=self.codes,
-            prefix_weight=0.0 if self.method == "rq" else self.prefix_weight,
+            prefix_weight=0.0 if self.method == "rq_kmeans" else self.prefix_weight,
             iterations=self.iterations,
+            balance=self.balance,
             seed=self.seed,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Modality:
-    """One modality's vectors of the tracks that have them, preprocessed."""
-
-    track_ids: np.ndarray
-    vectors_ND: Tensor
-    preprocess: Preprocess
-    encoder_id: str
-
-
 def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
     """Fits every family and assigns a generation. Returns ids, and the quality per family."""
-    modalities = {name: _read(workspace, name, options) for name in options.modalities}
+    device = resolve_device(options.device)
+    old: dict[str, OldFamily] = {}
+    if options.align_to is not None:
+        old = read_old(workspace, options.align_to, asdict(options))
+    modalities: dict[str, Modality] = {
+        # The old books are of the old space, which the fit's own mean would shift.
+        name: read_modality(
+            workspace, name, old[name].preprocess[name] if old else options.preprocess
+        )
+        for name in options.modalities
+    }
     families = family_inputs(modalities)
+    _check_rows(families, options)
     codebook_ids: dict[str, str] = {}
     codes: dict[str, tuple[np.ndarray, Tensor]] = {}
     measured: dict[str, Any] = {}
-    for family, (track_ids, vectors_ND) in families.items():
-        with step(f"quantize {family}", tracks=len(track_ids), dims=vectors_ND.shape[1]):
-            codebook, codes_NL, _ = fit(vectors_ND, options.psrq())
+    resolved: dict[str, Any] = {}
+    churn: dict[str, Any] = {}
+    fits = _fit_in_workers(workspace, families, options, old) if options.workers > 1 else {}
+    for family, (track_ids, x_ND) in families.items():
+        with step(f"quantize {family}", tracks=len(track_ids), dims=x_ND.shape[1]):
+            start = old[family].book if old else None
+            fitted, x_SD, codes_NL = _fit(x_ND, options, device, start, fits.get(family))
+            if old:
+                aligned = align(old[family], track_ids, fitted.book, codes_NL)
+                codes_NL, churn[family] = aligned.codes_NL, aligned.churn
+                renamed_NL = rename(fitted.codes_NL, aligned.names)
+                fitted = replace(fitted, book=aligned.book, codes_NL=renamed_NL)
+            info = {"fit": asdict(fitted.trace), **_balance_info(fitted, x_SD, options)}
+            info["fitting"] = fitting_profile(fitted.book, x_SD, fitted.codes_NL)
+            if options.collisions is not None:
+                found = _resolve(fitted.book, x_ND, codes_NL, options)
+                codes_NL = found.codes_NL
+                resolved[family] = {
+                    "colliding": found.colliding,
+                    "moved": found.moved,
+                    "unresolved": found.unresolved,
+                }
         codes[family] = (track_ids, codes_NL)
-        measured[family] = quality(vectors_ND, codes_NL, codebook)
-        codebook_ids[family] = _write_codebook(
-            workspace, family, codebook, modalities, options, {"quality": measured[family]}
+        measured[family] = quality(x_ND, codes_NL, fitted.book)
+        members = list(modalities) if family == schema.JOINT else [family]
+        codebook_ids[family] = write_codebook(
+            workspace,
+            family,
+            fitted.book,
+            preprocess={name: modalities[name].preprocess for name in members},
+            encoder_ids={name: modalities[name].encoder_id for name in members},
+            options=asdict(options),
+            info={"quality": measured[family], **info},
         )
         log.info(f"family {family}", codebook=codebook_ids[family], **_headline(measured[family]))
-    generation_id = content_id("gen", codebook_ids)
+    generation_id = content_id("gen", codebook_ids, options.collisions)
     catalogue = np.unique(np.concatenate([ids for ids, _ in codes.values()]))
     manifest = Manifest(
         kind="generation",
@@ -103,77 +205,146 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
         rows={"tracks": len(catalogue)},
         info={
             "families": list(families),
-            "levels": options.psrq().levels,
+            "levels": options.id_levels,
             "codes": options.codes,
             "quality": measured,
+            "balance": options.balance,
+            "collisions": {"mode": options.collisions, "families": resolved},
         },
     )
-    with write_artifact(workspace.generations / generation_id, manifest) as partial:
-        pq.write_table(ids_table(catalogue, codes), partial / IDS_FILE)
+    answer: dict[str, Any] = {}
+    if old:
+        answer["alignment"] = {"to": options.align_to, "families": churn}
+        manifest.info |= answer
+    tracks = complete(workspace, generation_id)
+    if tracks is None:
+        with write_artifact(workspace.generations / generation_id, manifest) as partial:
+            pq.write_table(ids_table(catalogue, codes), partial / IDS_FILE)
+        tracks = len(catalogue)
     return {
         "generation_id": generation_id,
         "codebook_ids": codebook_ids,
-        "tracks": len(catalogue),
-        "families": {family: _headline(measures) for family, measures in measured.items()},
+        "tracks": tracks,
+        "families": {
+            family: _headline(measures) | resolved.get(family, {})
+            for family, measures in measured.items()
+        },
+        **answer,
     }
 
 
-def _read(workspace: Workspace, modality: str, options: QuantizeOptions) -> Modality:
-    track_ids, vectors, encoder_id = read_embeddings(workspace, modality, None)
-    x_ND = torch.tensor(vectors)
-    preprocess = Preprocess.fit(x_ND, options.preprocess)
-    return Modality(
-        track_ids=track_ids,
-        vectors_ND=preprocess.apply(x_ND),
-        preprocess=preprocess,
-        encoder_id=encoder_id,
-    )
+def resolve_device(device: str) -> torch.device:
+    """`auto` is cuda if there is one. InputError for cuda where torch sees none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda, but torch sees no CUDA device; give --device cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
-def family_inputs(modalities: dict[str, Modality]) -> dict[str, tuple[np.ndarray, Tensor]]:
-    """Tracks and vectors of every family; the joint family last, if there is more than one.
+def _check_rows(families: dict[str, tuple[np.ndarray, Tensor]], options: QuantizeOptions) -> None:
+    """Refuses what no fit can be made of, before anything is written."""
+    for family, (track_ids, x_ND) in families.items():
+        rows = min(len(track_ids), options.sample_rows or len(track_ids))
+        if options.codes > rows:
+            raise InputError(
+                f"codes={options.codes} is more than the {rows:,} tracks that family {family} is "
+                f"fitted on; run `crescendo quantize --codes {max(1, rows // 4)}`, or less"
+            )
+        if options.workers > rows:
+            raise InputError(
+                f"workers={options.workers} is more than the {rows:,} tracks that family {family} "
+                "is fitted on; give fewer --workers"
+            )
+        if options.method == "pq" and options.levels > x_ND.shape[1]:
+            raise InputError(
+                f"levels={options.levels} is more than the {x_ND.shape[1]} dims of family {family}:"
+                f" pq needs a dim for each; run `crescendo quantize --levels {x_ND.shape[1]}`"
+            )
 
-    A track that lacks a modality has no ID in its family, and zeros for it in the joint vector:
-    after centring, that is the modality's mean.
-    """
-    families = {name: (m.track_ids, m.vectors_ND) for name, m in modalities.items()}
-    if len(modalities) > 1:
-        everyone = np.unique(np.concatenate([m.track_ids for m in modalities.values()]))
-        aligned = {}
-        for name, modality in modalities.items():
-            rows = torch.from_numpy(np.searchsorted(everyone, modality.track_ids))
-            aligned[name] = torch.zeros(len(everyone), modality.vectors_ND.shape[1])
-            aligned[name][rows] = modality.vectors_ND
-        families[schema.JOINT] = (everyone, joint(aligned))
-    return families
 
-
-def _write_codebook(
+def _fit_in_workers(
     workspace: Workspace,
-    family: str,
-    codebook: Codebook,
-    modalities: dict[str, Modality],
+    families: dict[str, tuple[np.ndarray, Tensor]],
     options: QuantizeOptions,
-    info: dict[str, Any],
-) -> str:
-    members = list(modalities) if family == schema.JOINT else [family]
-    tensors = {name: tensor.contiguous() for name, tensor in codebook.tensors().items()}
-    for name in members:
-        for key, tensor in modalities[name].preprocess.tensors().items():
-            tensors[f"{name}.{key}"] = tensor.contiguous()
-    settings = {"prefix_weight": codebook.prefix_weight, "method": codebook.method}
-    encoder_ids = {name: modalities[name].encoder_id for name in members}
-    codebook_id = content_id("codebook", save(tensors), settings, encoder_ids)
-    manifest = Manifest(
-        kind="codebook",
-        id=codebook_id,
-        parents={"embeddings": encoder_ids},
-        options=asdict(options),
-        info=settings | {"family": family, "preprocess": options.preprocess} | info,
+    old: dict[str, OldFamily],
+) -> dict[str, Fitted]:
+    """The fits of all families, by one group of workers: starting one takes 15 s."""
+    from ray_jobs.quantize_workers import Job, fit_in_workers
+
+    quantizer = options.quantizer()
+    assert isinstance(quantizer, PsrqOptions)
+    jobs = [
+        Job(
+            x_ND=_sample(x_ND, options),
+            options=quantizer,
+            start=old[family].book if old else None,
+        )
+        for family, (_, x_ND) in families.items()
+    ]
+    with step("fit", workers=options.workers):
+        fits = fit_in_workers(
+            jobs, workers=options.workers, device=options.device, folder=workspace.codebooks
+        )
+    return dict(zip(families, fits, strict=True))
+
+
+def _sample(x_ND: Tensor, options: QuantizeOptions) -> Tensor:
+    """The rows that a fit sees; all of them if they are no more than `sample_rows`."""
+    if options.sample_rows is None or options.sample_rows >= len(x_ND):
+        return x_ND
+    # Not a stream that the fit draws from.
+    generator = torch.Generator().manual_seed(level_seed(options.seed, options.levels + 1))
+    rows_S = torch.randperm(len(x_ND), generator=generator)[: options.sample_rows].sort().values
+    return x_ND[rows_S]
+
+
+def _fit(
+    x_ND: Tensor,
+    options: QuantizeOptions,
+    device: torch.device,
+    start: Quantizer | None,
+    fitted: Fitted | None,
+) -> tuple[Fitted, Tensor, Tensor]:
+    """The fit, unless workers made it, the rows that it saw, and the codes of all rows."""
+    x_SD = _sample(x_ND, options)
+    if fitted is None:
+        fitted = fit_quantizer(x_SD, options.quantizer(), start=start, device=device)
+    if len(x_SD) == len(x_ND):
+        return fitted, x_ND, fitted.codes_NL
+    parts = [fitted.book.encode(x_MD.to(device)).cpu() for x_MD in x_ND.split(ENCODE_ROWS)]
+    return fitted, x_SD, torch.cat(parts)
+
+
+def _balance_info(fitted: Fitted, x_ND: Tensor, options: QuantizeOptions) -> dict[str, Any]:
+    """What balancing did: rows with the most used code per level, share of rows not at the nearest.
+
+    The published codes are the balanced ones; tracks that come later get the nearest ones.
+    """
+    if options.balance is None:
+        return {}
+    codes_NL = fitted.codes_NL
+    moved_N = (fitted.book.encode(x_ND) != codes_NL).any(1)
+    largest = [int(torch.bincount(code_N).max()) for code_N in codes_NL.unbind(1)]
+    return {
+        "balance": {
+            "balance": options.balance,
+            "largest": largest,
+            "moved_share": float(moved_N.double().mean()),
+        }
+    }
+
+
+def _resolve(
+    book: Quantizer, x_ND: Tensor, codes_NL: Tensor, options: QuantizeOptions
+) -> collisions.Resolution:
+    assert options.collisions is not None
+    return collisions.resolve(
+        codes_NL,
+        options.collisions,
+        codes=options.codes,
+        distances=lambda rows: book.last_distances(x_ND[rows], codes_NL[rows]),
     )
-    with write_artifact(workspace.codebooks / codebook_id, manifest) as partial:
-        save_file(tensors, partial / CODEBOOK_FILE)
-    return codebook_id
 
 
 def _headline(measures: dict[str, Any]) -> dict[str, Any]:

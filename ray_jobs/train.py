@@ -9,7 +9,6 @@ Writes `models/<model_id>/`: `model.safetensors` (best epoch by validation AUC),
 
 import json
 import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
+from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
 from ray_jobs.impressions import ImpressionOptions
 from ray_jobs.progress import log, step
@@ -83,15 +83,12 @@ def train_all(workspace: Workspace, options: Sequence[TrainOptions]) -> list[dic
     """
     if len({(one.workers, one.gpu) for one in options}) != 1:
         raise InputError("models that are trained together must agree on workers and gpu")
-    workspace.models.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".fit-", dir=workspace.models)).absolute()
-    try:
+    with scratch_folder(workspace.models, ".fit-") as scratch:
+        scratch = scratch.absolute()
         runs = [_prepare(workspace, scratch, one) for one in options]
         with ray_session(), step("train", models=[run.model_id for run in runs]):
             _fit(scratch, runs)
         return [_write_model(workspace, run) for run in runs]
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _prepare(workspace: Workspace, scratch: Path, options: TrainOptions) -> Run:

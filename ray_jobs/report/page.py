@@ -1,4 +1,4 @@
-"""The page as one HTML text: style, content, plotly.js and the plots; nothing from outside.
+"""A page as one HTML text: style, content, plotly.js and the plots; nothing from outside.
 
 A content security policy forbids the browser every request, and every script but the two that are
 written here. Plots have a fixed height, so that nothing moves when they are drawn.
@@ -8,7 +8,9 @@ import base64
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
@@ -25,7 +27,10 @@ body { margin: 0 auto; max-width: 1200px; padding: 1rem; background: var(--paper
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 0; padding-top: 1rem; border-top: 1px solid var(--line); }
-p { margin: .6rem 0; max-width: 75ch; }
+h3 { font-size: 1.05rem; margin: 1.4rem 0 0; }
+p, ul { margin: .6rem 0; max-width: 75ch; }
+ul { padding-left: 1.2rem; }
+summary { cursor: pointer; padding: .4rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
 a { color: inherit; display: inline-block; padding: .4rem 0; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr));
@@ -63,7 +68,7 @@ for (const [id, figure] of Object.entries(figures)) {
 
 
 def page(head: Section, sections: Sequence[Section]) -> str:
-    """The whole text of `report.html`."""
+    """The whole text of the page."""
     figures = {name: figure for part in (head, *sections) for name, figure in part.figures.items()}
     scripts = [get_plotlyjs(), DRAW.replace("FIGURES", _script_json(figures))] if figures else []
     links = "".join(
@@ -86,6 +91,20 @@ def page(head: Section, sections: Sequence[Section]) -> str:
         "<noscript><p>The plots need JavaScript; the tables do not.</p></noscript>\n"
         f"{''.join(f'<script>{script}</script>' for script in scripts)}\n</body></html>\n"
     )
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes under a temporary name, syncs it and renames it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _policy(scripts: list[str]) -> str:

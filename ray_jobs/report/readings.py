@@ -65,6 +65,8 @@ class Generation:
     families: tuple[Family, ...]
     notes: tuple[str, ...]
     """Codebooks that could not be read."""
+    alignment: dict[str, Any] | None
+    """What `quantize --align-to` recorded, for a refit of an earlier generation."""
 
 
 def checked_file(folder: Path, manifest: Manifest, name: str, made_by: str) -> Path:
@@ -167,6 +169,7 @@ def read_generation(workspace: Workspace, generation_id: str | None) -> Generati
         codes=manifest.info["codes"],
         families=families,
         notes=tuple(notes),
+        alignment=manifest.info.get("alignment"),
     )
 
 
@@ -186,7 +189,7 @@ def _read_family(
             book = read_manifest(
                 workspace.codebooks / codebook_id, kind="codebook", made_by="quantize", verify=False
             )
-            prefix_weight = book.info.get("prefix_weight")
+            prefix_weight = book.info.get("settings", {}).get("prefix_weight")
             encoders = tuple(book.parents.get("embeddings", {}).values())
         except ArtifactError as error:
             notes.append(str(error))

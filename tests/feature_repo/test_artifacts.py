@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from feature_repo import artifacts
 from feature_repo.artifacts import (
     MANIFEST,
     Manifest,
     content_id,
     newest,
     read_manifest,
+    recover,
     write_artifact,
     write_json,
 )
@@ -74,6 +76,47 @@ def test_a_reader_puts_back_what_a_killed_writer_had_moved_away(tmp_path):
     folder.rename(tmp_path / ".replaced.abc" / "t-1")
     assert read(folder).id == "t-1"
     assert [path.name for path in tmp_path.iterdir()] == ["t-1"]
+
+
+def test_newest_finds_what_a_killed_writer_had_moved_away(tmp_path):
+    write(tmp_path / "t-1", "first")
+    write(tmp_path / "t-2", "second")
+    holder = tmp_path / ".replaced.t-2.abc"
+    holder.mkdir()
+    (tmp_path / "t-2").rename(holder / "t-2")
+    assert newest(tmp_path, kind="thing", made_by="make-thing").id == "t-2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-1", "t-2"]
+
+
+def test_the_next_writer_clears_away_what_killed_ones_left(tmp_path):
+    for name in (".t-1.abc", ".replaced.t-1.abc/t-1", ".t-1.xyz", ".replaced.t-1.empty"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".t-2.abc", ".replaced.t-1.x.abc/t-1.x"):  # of other artifacts
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "t-1", "new")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".replaced.t-1.x.abc", ".t-2.abc", "t-1"]
+    assert (tmp_path / ".replaced.t-1.x.abc" / "t-1.x").is_dir()
+    assert (tmp_path / "t-1" / "data.txt").read_text() == "new"
+    (tmp_path / ".replaced.t-1.empty").mkdir()
+    recover(tmp_path / "t-1")
+    assert not (tmp_path / ".replaced.t-1.empty").exists()
+
+
+def test_a_replacement_while_it_is_read_is_not_a_changed_file(tmp_path, monkeypatch):
+    """The manifest of the first, the files of the second: reads again, and finds the second."""
+    folder = tmp_path / "t-1"
+    write(folder, "first")
+    hash_file = artifacts.file_sha256
+    replacements = ["second"]
+
+    def replace_then_hash(path):
+        if replacements:
+            write(folder, replacements.pop(), options={"run": 2})
+        return hash_file(path)
+
+    monkeypatch.setattr(artifacts, "file_sha256", replace_then_hash)
+    assert read(folder).options == {"run": 2}
 
 
 def test_writing_again_replaces_the_whole_folder(tmp_path):

@@ -11,31 +11,51 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
 from models.psrq import Codebook, PsrqOptions, decode, fit
-from models.sid_quality import (
+from models.sid_neighbours import (
+    _nearest,
     co_listened_prefix_recall,
-    collisions,
-    hourglass,
     kendall_tau_b,
-    nmi,
-    prefix_ids,
-    quality,
     relative_mse,
+)
+from models.sid_quality import quality
+from models.sid_usage import (
+    collisions,
+    expected_information,
+    hourglass,
+    prefix_ids,
+    shared_information,
     usage,
 )
-from tests.models.test_kmeans import blobs
+from tests.models.blobs import blobs
 
 labels = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=1, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
 @given(labels)
-def test_nmi_is_scikit_learns(pairs):
+def test_nmi_and_ami_are_scikit_learns(pairs):
     a, b = np.array(pairs).T
-    expected = normalized_mutual_info_score(a, b)
-    assert nmi(a, b) == pytest.approx(expected, abs=1e-9)
+    found = shared_information(a, b)
+    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(a, b), abs=1e-9)
+    assert found["ami"] == pytest.approx(adjusted_mutual_info_score(a, b), abs=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "a", "b"), [(30_000, 16, 256), (30_000, 3, 2), (400, 300, 20)])
+def test_information_by_chance_is_scikit_learns(rows, a, b, monkeypatch):
+    """Clusters of very unequal size, where the overlaps that are left out are many."""
+    generator = np.random.default_rng(0)
+    a_N = (generator.random(rows) ** 3 * a).astype(int)
+    b_N = (generator.random(rows) ** 2 * b).astype(int)
+    table = contingency_matrix(a_N, b_N, sparse=True).astype(np.int64)
+    expected = expected_mutual_information(table, rows)
+    counts = np.unique(a_N, return_counts=True)[1], np.unique(b_N, return_counts=True)[1]
+    assert expected_information(*counts) == pytest.approx(expected, rel=1e-7)
+    monkeypatch.setattr("models.sid_usage.OVERLAPS", 1)
+    assert expected_information(*counts) == pytest.approx(expected, rel=1e-7)
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,7 +63,7 @@ def test_nmi_is_scikit_learns(pairs):
 def test_tau_b_is_scipys(pairs):
     a, b = np.array(pairs).T
     expected = scipy.stats.kendalltau(a, b).statistic
-    found = kendall_tau_b(a, b)
+    found, _ = kendall_tau_b(a, b)
     if math.isnan(expected):
         assert found is None
     else:
@@ -54,7 +74,22 @@ def test_tau_b_over_several_blocks():
     generator = np.random.default_rng(0)
     a = generator.normal(size=700).round(1)
     b = (a + generator.normal(size=700)).round(1)
-    assert kendall_tau_b(a, b) == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
+    found, _ = kendall_tau_b(a, b)
+    assert found == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
+
+
+@pytest.mark.parametrize("digits", [6, 0])
+def test_the_error_of_tau_b_is_its_spread_over_samples(digits):
+    """Without and with many ties."""
+    generator = np.random.default_rng(0)
+    taus, errors = [], []
+    for _ in range(400):
+        a = generator.normal(size=120)
+        b = a + 0.7 * generator.normal(size=120)
+        tau, error = kendall_tau_b(a.round(digits), b.round(digits))
+        taus.append(tau)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(taus), rel=0.1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,8 +153,12 @@ def test_levels_of_a_fit(fitted):
         code = codes[:, level].numpy()
         assert row["relative_mse"] == pytest.approx(trace.levels[level].relative_mse, rel=1e-6)
         assert row["nmi_level_1"] == pytest.approx(normalized_mutual_info_score(codes[:, 0], code))
+        assert row["ami_level_1"] == pytest.approx(adjusted_mutual_info_score(codes[:, 0], code))
         expected = normalized_mutual_info_score(reference[100:], code[100:])
         assert row["nmi_reference"] == pytest.approx(expected)
+        expected = adjusted_mutual_info_score(reference[100:], code[100:])
+        assert row["ami_reference"] == pytest.approx(expected)
+        assert row["distinct"] == len({tuple(ids) for ids in codes[:, : level + 1].tolist()})
         given = sum(  # H(id_l | prefix) = sum over prefixes of p(prefix) H(id_l within it)
             len(members) / 900 * scipy.stats.entropy(list(Counter(members).values()))
             for prefix in {tuple(row) for row in codes[:, :level].tolist()}
@@ -136,7 +175,9 @@ def test_a_copied_level_has_no_conditional_entropy(fitted):
     assert [row["nmi_level_1"] for row in report["levels"]] == pytest.approx([1, 1, 1])
 
 
-def test_neighbour_recall_is_the_expectation_over_random_orders_of_ties(fitted):
+@pytest.mark.parametrize("block", [1 << 21, 256 * 40], ids=["one block", "blocks of 40"])
+def test_neighbour_recall_is_the_expectation_over_random_orders_of_ties(fitted, monkeypatch, block):
+    monkeypatch.setattr("models.sid_neighbours.CHUNK_ELEMENTS", block)
     x, codebook, codes, _ = fitted
     x, codes = x[:150], codes[:150]
     report = quality(x, codes, codebook, neighbours=6, queries=150, searched=150)
@@ -155,6 +196,71 @@ def test_neighbour_recall_is_the_expectation_over_random_orders_of_ties(fitted):
     found = report["neighbour_recall"]
     assert found["recall"] == pytest.approx(hits / (rounds * 150 * 6), abs=0.005)
     assert (found["queries"], found["searched"], found["neighbours"]) == (150, 150, 6)
+
+
+def test_neighbour_recall_of_a_sample_is_near_that_of_all(fitted):
+    """Queries are a sample of the rows: the whole lies within three standard errors."""
+    x, codebook, codes, _ = fitted
+    whole = quality(x, codes, codebook, queries=900)["neighbour_recall"]
+    part = quality(x, codes, codebook, queries=200)["neighbour_recall"]
+    assert (whole["queries"], part["queries"], part["searched"]) == (900, 200, 900)
+    assert abs(part["recall"] - whole["recall"]) < 3 * part["standard_error"]
+    assert whole["standard_error"] < part["standard_error"]
+    few = quality(x, codes, codebook, searched=50)["neighbour_recall"]
+    assert (few["queries"], few["searched"]) == (50, 50)
+
+
+def test_the_nearest_are_found_over_blocks_and_segments(monkeypatch):
+    """Against a full sort, with the last block cut short."""
+    monkeypatch.setattr("models.sid_neighbours.SEGMENT", 8)
+    monkeypatch.setattr("models.sid_neighbours.CHUNK_ELEMENTS", 256 * 64)
+    x, queries = blobs(64 * 3 + 13, 5, 9), blobs(300, 5, 9, seed=1)
+    found = _nearest(queries, lambda part: x[part], len(x), 6)
+    distance = ((queries.double()[:, None] - x.double()[None]) ** 2).sum(2)
+    np.testing.assert_array_equal(found, distance.argsort(1)[:, :6].numpy())
+
+
+def test_rows_with_copies_have_neighbours_too():
+    """More equal rows than neighbours: whichever copies are nearest, they share the ID."""
+    x = blobs(5, 4, 5).repeat(30, 1)
+    codebook, codes, _ = fit(x, PsrqOptions(levels=1, codes=8))
+    found = quality(x, codes, codebook, neighbours=10)["neighbour_recall"]
+    # 10 of a row's 29 copies, and 10 of them in a random order of the IDs' ties: 10 / 29 overlap.
+    assert found["recall"] == pytest.approx(10 / 29)
+
+
+class Halves:
+    """Two independent books, each of one half of the vector: a product quantizer in short."""
+
+    levels, sizes = 2, (3, 4)
+
+    def __init__(self, left_KD, right_KD, mean_D):
+        self.books, self.mean_D = (left_KD, right_KD), mean_D
+
+    def decode(self, codes_NL, levels=None):
+        x_hat_ND = self.mean_D.repeat(len(codes_NL), 1)
+        for half in range(levels or 2):
+            x_hat_ND[:, 2 * half : 2 * half + 2] = self.books[half][codes_NL[:, half]]
+        return x_hat_ND
+
+
+def test_any_quantizer_can_be_measured():
+    """Errors by plain numpy; the books have other sizes, and an extra level tells groups apart."""
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(generator.normal(size=(200, 4)).astype(np.float32))
+    book = Halves(x[:3, :2], x[:4, 2:], x.mean(0))
+    codes = torch.from_numpy(np.stack([generator.integers(0, k, 200) for k in (3, 4)], 1))
+    report = quality(x, codes, book)
+    assert [row["codes"] for row in report["levels"]] == [3, 4]
+    scatter = ((x - x.mean(0)) ** 2).sum()
+    for level in (1, 2):
+        error = ((x - book.decode(codes, level)) ** 2).sum() / scatter
+        assert report["levels"][level - 1]["relative_mse"] == pytest.approx(float(error), rel=1e-5)
+    member = [codes[:n].tolist().count(codes[n].tolist()) for n in range(200)]
+    longer = quality(x, torch.cat([codes, torch.tensor(member)[:, None]], 1), book)
+    assert longer["full"]["distinct"] == 200
+    assert longer["levels"] == report["levels"]
+    assert report["levels"][1]["distinct"] == 12
 
 
 def test_a_perfect_codebook_keeps_distances_and_neighbours():
@@ -183,7 +289,9 @@ def test_co_listened_prefix_recall_by_a_loop():
             for i, j in itertools.combinations(range(50), 2)
         ]
         assert found["chance"][depth - 1] == pytest.approx(np.mean(every))
+        assert found["standard_error"][depth - 1] == pytest.approx(scipy.stats.sem(shares))
     assert found["items"] == len(np.unique(pairs[:, 0]))
+    assert found["pairs"] == 300
     for wrong in (pairs[:0], pairs[:, :1], pairs + 50, pairs - 50):
         with pytest.raises(ValueError, match="co-listened pairs must be"):
             co_listened_prefix_recall(prefix_ids(codes), wrong)

@@ -14,7 +14,7 @@ from feature_repo.artifacts import read_manifest
 from feature_repo.errors import InputError
 from feature_repo.schema import EVENTS, TRACKS
 from feature_repo.workspace import Workspace
-from ray_jobs.contract import SourceTables
+from ray_jobs.contract import ROWS_PER_GROUP, SourceTables
 from tests.ray_jobs.source_rows import NOON, assert_nothing_lost, events, tracks, write
 
 
@@ -124,6 +124,15 @@ def test_numbers_are_never_taken_for_times_nor_text_for_lists(workspace):
         write(workspace, tracks(tags={0: "a|b"}), events())
     with pytest.raises(InputError, match=r"events lack the columns \['user_id'"):
         SourceTables(tracks=tracks(), events=pa.table({"track_id": [1]}))
+
+
+def test_a_file_can_be_streamed_in_pieces(workspace):
+    count = ROWS_PER_GROUP + 5
+    write(workspace, tracks(count), events())
+    (part,) = workspace.tracks.glob("*.parquet")
+    groups = pq.ParquetFile(part).metadata
+    rows = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+    assert rows == [ROWS_PER_GROUP, 5]
 
 
 def test_too_many_rejected_rows_are_fatal_and_leave_the_earlier_tables(workspace):

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.errors import InputError
-from ray_jobs.encoders import audio, spectral
+from ray_jobs.encoders import audio, inputs, spectral
 from ray_jobs.encoders.audio import AudioError, windows
+from ray_jobs.encoders.inputs import Inputs
 from ray_jobs.encoders.pipeline import EncoderActor
 from ray_jobs.encoders.spectral import SAMPLE_RATE, SpectralEncoder
 from ray_jobs.encoders.text import (
@@ -402,3 +405,29 @@ def test_mel_bank_is_that_of_librosa() -> None:
 def test_frame_power_is_the_mean_square() -> None:
     noise = np.random.default_rng(0).normal(0, 2, (1, 50_000)).astype(np.float32)
     assert spectral.power_spectrum(noise).sum(axis=2).mean() == pytest.approx(4, rel=0.02)
+
+
+def test_what_a_track_is_made_from_does_not_depend_on_files_and_batches(tmp_path, monkeypatch):
+    """A catalogue in three files of small row groups, read in small batches, against one file."""
+    count, columns = 200, ["audio_vector"]
+    rows = np.random.default_rng(0).normal(size=(count, 3)).astype("f4")
+    values = [None if n % 9 == 0 else row for n, row in enumerate(rows)]
+    vectors = pa.array(values, type=pa.list_(pa.float32(), 3))
+    table = pa.table({"track_id": pa.array(np.arange(count)), "audio_vector": vectors})
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    pq.write_table(table, tmp_path / "one" / "part.parquet")
+    for start in (120, 60, 0):
+        part = table.slice(start, 60 if start < 120 else 80)
+        path = tmp_path / "three" / f"part-{500 - start}.parquet"
+        pq.write_table(part, path, row_group_size=11)
+
+    def read(name):
+        return Inputs.read(pyarrow.dataset.dataset(tmp_path / name), columns, tmp_path)
+
+    one = read("one")
+    monkeypatch.setattr(inputs, "BATCH_ROWS", 7)
+    three = read("three")
+    assert len(set(one.hashes.tolist())) == count - 22  # the 23 tracks without one are alike
+    np.testing.assert_array_equal(three.track_ids, np.arange(count))
+    np.testing.assert_array_equal(three.hashes, one.hashes)

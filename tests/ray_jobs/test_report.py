@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -32,55 +31,12 @@ from ray_jobs.study import StudyOptions, study
 from ray_jobs.train import TrainOptions
 from tests.event_logs import event, write_events
 from tests.generations import write_generation
+from tests.ray_jobs.html_page import Page
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><b>"
 GENERATION = "gen-aaaaaaaaaaaa"
 TRACKS, CODES, TEST_ROWS = 120, 8, 600
 SECTIONS = ["1. Semantic IDs", "2. Training", "3. Test", "4. Listening log"]
-
-
-class Page(HTMLParser):
-    """What a browser sees: elements with attributes, text, cells of tables, scripts."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.inside: list[str] = []
-        self.text = self.style = ""
-        self.scripts: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(Path(path).read_text())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "br"):
-            self.inside.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.inside.pop() == tag, f"{tag} closed out of turn"
-
-    def handle_data(self, data: str) -> None:
-        if "script" in self.inside:
-            self.scripts.append(data)
-        elif "style" in self.inside:
-            self.style += data
-        else:
-            self.text += data
-            if {"td", "th"} & set(self.inside):
-                self.rows[-1][-1] += "|" + data if self.inside[-1] == "small" else data
-
-    def row(self, start: str) -> list[str]:
-        """The cells after the row's name; a second line comes after a bar."""
-        return next(row[1:] for row in self.rows if row[0].startswith(start))
-
-    def figures(self) -> dict[str, Any]:
-        found = re.search(r"const figures = (.*);\n", self.scripts[-1])
-        assert found is not None
-        return json.loads(found[1])
 
 
 def ingested(workspace: Workspace, source: str = "shop") -> None:
@@ -124,7 +80,7 @@ def quantized(workspace: Workspace, families: tuple[str, ...] = ("text", "audio"
             kind="codebook",
             id=codebook_ids[family],
             parents={"embeddings": {family: "some-encoder"}},
-            info={"prefix_weight": codebook.prefix_weight},
+            info={"settings": codebook.settings()},
         )
         with write_artifact(workspace.codebooks / book.id, book):
             pass
@@ -264,7 +220,7 @@ def test_numbers_are_the_artifacts_own(full):
         json.loads((workspace.codebooks / f"codebook-{n}" / "manifest.json").read_text())["info"]
         for n in (0, 1)
     ]
-    assert page.row("Prefix weight") == [f"{w['prefix_weight']:.4f}" for w in weights]
+    assert page.row("Prefix weight") == [f"{w['settings']['prefix_weight']:.4f}" for w in weights]
 
     summary = result["models"]["mcca"]
     cells = [f"{summary[m]['mean']:.4f}|spread {summary[m]['spread']:.4f}" for m in ("auc", "gauc")]
@@ -298,6 +254,47 @@ def test_numbers_are_the_artifacts_own(full):
     assert sum(events[0]["y"]) == (log["action"] == "skip").sum()
     # An epoch that a restart wrote twice is shown once.
     assert figures["train-loss"]["data"][0]["x"] == [1, 2, 3]
+
+
+def test_ids_are_shown_with_spreads_samples_and_their_comparison(full):
+    workspace, _ = full
+    page = Page(report(workspace)["path"])
+    folder = workspace.generations / GENERATION
+    measured = json.loads((folder / "manifest.json").read_text())["info"]["quality"]
+    found = [measured[family] for family in ("text", "audio")]
+    assert page.row("Gini") == [
+        " / ".join(f"{level['gini']:.3f}" for level in m["levels"]) for m in found
+    ]
+    assert page.row("Hourglass") == [
+        " / ".join(f"{m['hourglass'][name]:+.3f}" for name in ("entropy", "gini", "spread"))
+        for m in found
+    ]
+    tau = found[0]["distance_preservation"]
+    shown = f"{tau['tau']:.3f} (s.e. {tau['standard_error']:.3f})|2,000 pairs"
+    assert page.row("Distance preservation")[0] == shown
+    recall = found[0]["neighbour_recall"]
+    shown = f"{recall['recall']:.3f} (s.e. {recall['standard_error']:.3f})"
+    assert page.row("Neighbour recall")[0] == f"{shown}|10 nearest of 120, 120 queries"
+    assert page.row("AMI to the reference")[1] == "n/a / n/a / n/a"  # text alone has labels
+    names = [row[0] for row in page.rows if row]
+    assert not [name for name in names if name.startswith(("Co-listened", "Churn"))]
+    assert f"crescendo quality --generation {GENERATION}" in page.text
+    workspace.reports.joinpath(f"quality-{GENERATION}.html").touch()
+    assert f"quality-{GENERATION}.html, beside this page" in Page(report(workspace)["path"]).text
+
+
+def test_an_aligned_generation_shows_its_churn(workspace):
+    write_events(workspace, [event(1, 1, 1, 0)])
+    manifest = quantized(workspace)
+    churn = {"tracks": 118, "raw": [0.5, 0.75, 1.0], "aligned": [0.1, 0.2, 0.3]}
+    manifest.info["alignment"] = {"to": "gen-old", "families": {"text": churn, "audio": churn}}
+    ids = pq.read_table(workspace.generations / GENERATION / IDS_FILE)
+    with write_artifact(workspace.generations / GENERATION, manifest) as partial:
+        pq.write_table(ids, partial / IDS_FILE)
+    page = Page(report(workspace)["path"])
+    assert page.row("Tracks in both generations|this one and gen-old") == ["118", "118"]
+    assert page.row("Churn, as fitted") == ["0.500 / 0.750 / 1.000"] * 2
+    assert page.row("Churn, aligned") == ["0.100 / 0.200 / 0.300"] * 2
 
 
 def test_nothing_is_requested_and_no_other_script_may_run(full):
