@@ -23,8 +23,8 @@ from torch import Tensor
 
 from models.kmeans import kmeans
 from models.kmeans_start import initial_centroids
-from models.nearest import Centroids, Prefix
 from models.psrq import PsrqOptions, fit
+from models.rows import Centroids, Prefix
 
 WEIGHT = 0.3
 """Prefix weight of the fits: about what `auto` finds on this data."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.kmeans import KMeans
-from models.nearest import Centroids, Prefix, chunks
 from models.placement import place
+from models.rows import Centroids, Prefix, chunks
 
 ROUNDS = 5
 """Most rounds of one level. On 12,086 real embeddings (64-d) and 128 codes it then has 1.8% more

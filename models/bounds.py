@@ -10,7 +10,8 @@ Shape suffixes: N rows, A rows searched again, K codes.
 import torch
 from torch import Tensor
 
-from models.nearest import EPS, NearestCentroid, Prefix, PreparedRows, small_chunks
+from models.nearest import NearestCentroid, PreparedRows
+from models.rows import EPS, Prefix, small_chunks
 from models.threads import each
 
 MOST = 0.8

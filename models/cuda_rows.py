@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from models.cuda_kernels import BK, Packed, Tiles, choose, column_block, nearest, pack, tiles
-from models.nearest import EPS, LARGEST, NearestCentroid, check_rows
+from models.nearest import NearestCentroid
+from models.rows import EPS, LARGEST, check_rows
 
 HALF = 2.0**-12
 """Largest relative error of rounding to float16."""

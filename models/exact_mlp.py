@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.exact_products import integers
-from models.nearest import chunks
+from models.rows import chunks
 
 
 @dataclass(frozen=True, kw_only=True)

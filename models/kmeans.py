@@ -22,7 +22,8 @@ from models.bounds import Bounds
 from models.cuda_graph import Replayed
 from models.kmeans_start import initial_centroids
 from models.means import Means, squared_distances
-from models.nearest import Centroids, NearestCentroid, Prefix, check_rows, prefix_sum
+from models.nearest import NearestCentroid
+from models.rows import Centroids, Prefix, check_rows, prefix_sum
 from models.shards import Shards
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.cuda_graph import Replayed
-from models.nearest import EPS, Centroids, Prefix, chunks, prefix_sum
+from models.rows import EPS, Centroids, Prefix, chunks, prefix_sum
 from models.shards import Shards
 
 SAMPLE_PER_CODE = 32

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.nearest import Centroids, Prefix, chunks, prefix_sum, small_chunks
+from models.rows import Centroids, Prefix, chunks, prefix_sum, small_chunks
 from models.shards import Shards
 from models.threads import each
 

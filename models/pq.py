@@ -20,9 +20,10 @@ from torch import Tensor
 from models.balance import balanced, check_balance
 from models.exact_products import distances
 from models.kmeans import kmeans
-from models.nearest import Centroids, NearestCentroid, check_rows, mean_and_scatter
+from models.nearest import NearestCentroid
 from models.psrq import LevelTrace, level_seed
 from models.residual_codebook import check_codes, check_names, is_weight
+from models.rows import Centroids, check_rows, mean_and_scatter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.nearest import EPS, check_rows, chunks
+from models.rows import EPS, check_rows, chunks
 
 MODES = {
     "standard": ("mean", "scale"),

@@ -22,8 +22,8 @@ from torch import Tensor
 from models.balance import balanced, check_balance
 from models.kmeans import kmeans
 from models.means import Means
-from models.nearest import Centroids, Prefix, check_rows, chunks, mean_and_scatter
 from models.residual_codebook import Codebook, is_weight
+from models.rows import Centroids, Prefix, check_rows, chunks, mean_and_scatter
 from models.shards import Shards
 
 AUTO_ROWS = 65_536

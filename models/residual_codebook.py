@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from models.exact_products import distances
-from models.nearest import Centroids, NearestCentroid, check_rows, check_shape, parts, prefix_sum
+from models.nearest import NearestCentroid
+from models.rows import Centroids, check_rows, check_shape, parts, prefix_sum
 
 if TYPE_CHECKING:
     from models.cuda_rows import CudaNearest

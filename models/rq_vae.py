@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from models.exact_mlp import ExactMlp
-from models.nearest import check_rows
 from models.residual_codebook import Codebook, check_names
+from models.rows import check_rows
 
 
 @dataclass(frozen=True, kw_only=True)

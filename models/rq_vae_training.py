@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from models.exact_mlp import ExactMlp
-from models.nearest import check_rows, mean_and_scatter
 from models.psrq import PsrqOptions, level_seed
 from models.psrq import fit as fit_residual
 from models.residual_codebook import Codebook
+from models.rows import check_rows, mean_and_scatter
 from models.rq_vae import RqVaeBook
 
 INIT_ROWS_PER_CODE = 64

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.nearest import CHUNK_ELEMENTS, chunks
 from models.quantizers import Quantizer
+from models.rows import CHUNK_ELEMENTS, chunks
 
 Array = np.ndarray
 QUERIES_AT_ONCE = 256

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.nearest import check_rows
 from models.quantizers import Quantizer
+from models.rows import check_rows
 from models.sid_neighbours import (
     co_listened_prefix_recall,
     distance_preservation,

@@ -146,7 +146,8 @@ def quantize(
     seed: int = 0,
 ) -> None:
     """Fits the codebooks of all families and assigns a generation of semantic IDs."""
-    from ray_jobs.quantize import QuantizeOptions, quantize
+    from ray_jobs.quantize import quantize
+    from ray_jobs.quantize_options import QuantizeOptions
 
     try:
         weight: Any = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
@@ -338,7 +339,7 @@ def run(
     from ray_jobs.impressions import ImpressionOptions
     from ray_jobs.ingest import IngestOptions
     from ray_jobs.pipeline import PipelineOptions, run_pipeline
-    from ray_jobs.quantize import QuantizeOptions
+    from ray_jobs.quantize_options import QuantizeOptions
     from ray_jobs.report import print_study, report
     from ray_jobs.sequences import SequenceOptions
     from ray_jobs.study import StudyOptions

@@ -12,6 +12,7 @@ Written by `crescendo quantize`, read by `crescendo assign` and whoever gives it
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save, save_file
@@ -37,7 +38,7 @@ def write_codebook(
     options: Mapping[str, Any],
     info: Mapping[str, Any],
 ) -> str:
-    """Writes the artifact and returns its id.
+    """Writes the artifact, unless it is there and whole, and returns its id.
 
     `preprocess` and `encoder_ids` by modality: one, or for the joint family all, in the order of
     the joint vector. `options` are recorded as they are, `info` beside what is above.
@@ -49,6 +50,9 @@ def write_codebook(
     modes = {modality: fitted.mode for modality, fitted in preprocess.items()}
     settings = book.settings()
     codebook_id = content_id("codebook", save(tensors), settings, modes, dict(encoder_ids))
+    folder = workspace.codebooks / codebook_id
+    if folder.exists() and _is_whole(folder):
+        return codebook_id  # what it says of the rows of its fit stays true of them
     manifest = Manifest(
         kind=KIND,
         id=codebook_id,
@@ -56,9 +60,17 @@ def write_codebook(
         options=dict(options),
         info={"settings": settings, "family": family, "preprocess": modes, **info},
     )
-    with write_artifact(workspace.codebooks / codebook_id, manifest) as partial:
+    with write_artifact(folder, manifest) as partial:
         save_file(tensors, partial / CODEBOOK_FILE)
     return codebook_id
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_manifest(folder, kind=KIND, made_by="quantize")
+    except ArtifactError:
+        return False
+    return True
 
 
 def read_codebook(

@@ -21,7 +21,7 @@ from ray_jobs.evaluate import COLD_BELOW
 from ray_jobs.ingest import IngestOptions
 from ray_jobs.pipeline import PipelineOptions, run_pipeline
 from ray_jobs.progress import step
-from ray_jobs.quantize import QuantizeOptions
+from ray_jobs.quantize_options import QuantizeOptions
 from ray_jobs.study import StudyOptions
 
 

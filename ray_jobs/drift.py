@@ -21,10 +21,10 @@ from torch import Tensor
 
 from feature_repo.errors import InputError
 from models.left_out import left_out
-from models.nearest import mean_and_scatter
 from models.pq import PqBook
 from models.quantizers import Quantizer
 from models.residual_codebook import Codebook
+from models.rows import mean_and_scatter
 
 PROFILE_ROWS = 16_384
 """Most rows, drawn evenly, that a profile looks at."""

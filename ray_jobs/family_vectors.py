@@ -14,8 +14,8 @@ from torch import Tensor
 from feature_repo import schema
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
-from models.nearest import LARGEST
 from models.preprocess import Preprocess, joint
+from models.rows import LARGEST
 from ray_jobs.embed import read_embeddings
 
 

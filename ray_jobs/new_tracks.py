@@ -24,8 +24,8 @@ from feature_repo.artifacts import Manifest, read_manifest
 from feature_repo.errors import InputError
 from feature_repo.schema import TRACK_ID
 from feature_repo.workspace import Workspace
-from models.nearest import LARGEST
 from models.preprocess import Preprocess
+from models.rows import LARGEST
 from ray_jobs.embed import KIND, STATE, up_to_date
 from ray_jobs.encoders.pipeline import OK
 

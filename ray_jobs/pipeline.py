@@ -16,7 +16,8 @@ from feature_repo.workspace import Workspace
 from ray_jobs.embed import EmbedOptions, embed
 from ray_jobs.ingest import IngestOptions, ingest
 from ray_jobs.publish import publish
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from ray_jobs.ray_session import ray_session
 from ray_jobs.sequences import SequenceOptions, sequences
 from ray_jobs.study import StudyOptions, study

@@ -10,8 +10,8 @@ run that finds the same books again only adds the tracks that it lacks.
 Shape suffixes: N rows, S rows that a fit sees, M rows of one part, D dims, L levels.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,10 +23,8 @@ from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from models import collisions
-from models.pq import PqOptions
 from models.psrq import PsrqOptions, level_seed
-from models.quantizers import METHODS, Fitted, Quantizer, QuantizerOptions, fit_quantizer
-from models.rq_vae_training import RqVaeOptions
+from models.quantizers import Fitted, Quantizer, fit_quantizer
 from models.sid_quality import quality
 from ray_jobs.align import OldFamily, align, read_old, rename
 from ray_jobs.assign import complete
@@ -35,111 +33,10 @@ from ray_jobs.drift import fitting_profile
 from ray_jobs.family_vectors import Modality, family_inputs, read_modality
 from ray_jobs.generation_table import IDS_FILE, ids_table
 from ray_jobs.progress import log, step
+from ray_jobs.quantize_options import QuantizeOptions
 
-DEVICES = ("auto", "cpu", "cuda")
-SPLIT_METHODS = ("psrq", "rq_kmeans", "vq")
-"""Methods whose fit several workers can split (`ray_jobs.quantize_workers`)."""
 ENCODE_ROWS = 1 << 17
 """Rows sent to the device at once when all rows get the codes of a fit on a sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeOptions:
-    method: str = "psrq"
-    """One of `models.quantizers.METHODS`."""
-    modalities: tuple[str, ...] = ("text", "audio")
-    levels: int = 3
-    """Codes in an ID; `vq` has one."""
-    codes: int = 128
-    prefix_weight: float | Literal["auto"] = "auto"
-    """Of `psrq`: weight of the prefix in the clustering: a number, or `auto` from the data."""
-    iterations: int = 25
-    """Of the k-means methods: most centroid updates of one level."""
-    epochs: int = 100
-    """Of `rq_vae`: passes over the rows."""
-    balance: float | None = None
-    """Of the k-means methods: largest share of a code over the even share (`models.balance`)."""
-    collisions: str | None = None
-    """How IDs that are shared are told apart (`models.collisions`): next_best or extra_level."""
-    sample_rows: int | None = None
-    """Fit on so many rows, drawn by the seed; then all rows get codes. None: fit on all."""
-    preprocess: str = "l2"
-    """What is done to each modality's vectors first: none, l2, standard or whiten."""
-    align_to: str | None = None
-    """Generation from whose books the fit starts and whose codes it keeps (`ray_jobs.align`)."""
-    device: str = "auto"
-    """Where books are fitted: cpu, cuda, or auto: cuda if there is one."""
-    workers: int = 1
-    """Of psrq, rq_kmeans and vq: Ray Train workers that split the rows of a fit."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
-        if not self.modalities:
-            raise InputError("modalities must name at least one modality, got none")
-        if self.collisions is not None and self.collisions not in collisions.MODES:
-            raise InputError(
-                f"collisions must be one of {collisions.MODES} or none, got {self.collisions!r}"
-            )
-        if self.collisions == "next_best" and self.id_levels == 1:
-            raise InputError("collisions=next_best needs IDs of 2 codes or more; use extra_level")
-        if self.device not in DEVICES:
-            raise InputError(f"device must be one of {DEVICES}, got {self.device!r}")
-        if self.workers < 1:
-            raise InputError(f"workers must be at least 1, got {self.workers}")
-        if self.workers > 1 and self.method not in SPLIT_METHODS:
-            raise InputError(
-                f"workers={self.workers} works for {', '.join(SPLIT_METHODS)}, not {self.method}; "
-                "give --workers 1"
-            )
-        if self.workers > 1 and self.balance is not None:
-            raise InputError(
-                f"balance={self.balance} needs all rows in one worker, got "
-                f"workers={self.workers}: give one of the two"
-            )
-        if self.sample_rows is not None and self.sample_rows < 1:
-            raise InputError(f"sample_rows must be at least 1, got {self.sample_rows}")
-        if self.balance is not None and self.method == "rq_vae":
-            raise InputError(f"balance={self.balance} works for the k-means methods, not rq_vae")
-        if self.balance is not None and self.sample_rows is not None:
-            raise InputError(
-                f"balance={self.balance} needs all rows in the fit, got "
-                f"sample_rows={self.sample_rows}: give one of the two"
-            )
-        try:
-            self.quantizer()
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    @property
-    def id_levels(self) -> int:
-        """Codes in an ID."""
-        book_levels = 1 if self.method == "vq" else self.levels
-        return book_levels + (self.collisions == "extra_level")
-
-    def quantizer(self) -> QuantizerOptions:
-        """The method's own options. RQ and VQ are special cases of PSRQ."""
-        if self.method == "rq_vae":
-            return RqVaeOptions(
-                levels=self.levels, codes=self.codes, epochs=self.epochs, seed=self.seed
-            )
-        if self.method == "pq":
-            return PqOptions(
-                levels=self.levels,
-                codes=self.codes,
-                iterations=self.iterations,
-                balance=self.balance,
-                seed=self.seed,
-            )
-        return PsrqOptions(
-            levels=1 if self.method == "vq" else self.levels,
-            codes=self.codes,
-            prefix_weight=0.0 if self.method == "rq_kmeans" else self.prefix_weight,
-            iterations=self.iterations,
-            balance=self.balance,
-            seed=self.seed,
-        )
 
 
 def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:

@@ -35,10 +35,10 @@ from torch import Tensor
 
 from feature_repo.errors import InputError
 from feature_repo.scratch import scratch_folder
-from models.nearest import check_rows
 from models.psrq import AutoWeight, FitTrace, LevelTrace, PsrqOptions, fit
 from models.quantizers import Fitted, Quantizer, load_quantizer
 from models.residual_codebook import Codebook
+from models.rows import check_rows
 from models.shards import Shards
 from ray_jobs.progress import log
 from ray_jobs.ray_session import ray_session

@@ -24,7 +24,8 @@ from feature_repo.artifacts import newest, read_manifest
 from feature_repo.codebook_reader import read_codebook
 from feature_repo.workspace import Workspace
 from ray_jobs.assign import assign
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from tests.embedded import clustered, write_catalogue
 
 DIMS = {"text": 5}

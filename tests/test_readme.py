@@ -10,7 +10,8 @@ import typer.main
 
 from feature_repo.workspace import Workspace
 from ray_jobs.cli import app
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from tests.embedded import clustered, write_catalogue
 
 ROOT = Path(__file__).parents[1]

@@ -7,11 +7,11 @@ from scipy.optimize import linear_sum_assignment
 
 from models.balance import balanced, capacity
 from models.kmeans import kmeans
-from models.nearest import Centroids, Prefix
 from models.placement import place
 from models.pq import PqOptions
 from models.psrq import PsrqOptions
 from models.quantizers import fit_quantizer
+from models.rows import Centroids, Prefix
 from tests.models.blobs import blobs
 
 

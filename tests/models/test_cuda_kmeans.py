@@ -6,8 +6,9 @@ import torch
 from models.kmeans import kmeans
 from models.kmeans_start import initial_centroids
 from models.means import Means
-from models.nearest import Centroids, NearestCentroid, Prefix, nearest
+from models.nearest import NearestCentroid, nearest
 from models.psrq import PsrqOptions, assign, fit
+from models.rows import Centroids, Prefix
 from models.shards import Shards
 from tests.models.blobs import blobs
 

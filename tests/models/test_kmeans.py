@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 
 from models.kmeans import initial_centroids, kmeans
-from models.nearest import Centroids, NearestCentroid, Prefix, check_rows, nearest
+from models.nearest import NearestCentroid, nearest
+from models.rows import Centroids, Prefix, check_rows
 from tests.models.blobs import blobs
 
 

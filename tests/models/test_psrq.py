@@ -11,8 +11,8 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from models.kmeans import initial_centroids, kmeans
-from models.nearest import Prefix
 from models.psrq import Codebook, PsrqOptions, assign, auto_weight, decode, fit, level_seed
+from models.rows import Prefix
 from tests.models.blobs import blobs
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
 from models.kmeans import kmeans
-from models.nearest import Centroids, Prefix
 from models.psrq import PsrqOptions, fit
+from models.rows import Centroids, Prefix
 from models.shards import Shards
 
 CUTS = {0: slice(0, 700), 1: slice(700, 1001)}

@@ -18,7 +18,8 @@ from ray_jobs.align import OldFamily, align, changed, rename, renamed_book, rena
 from ray_jobs.assign import assign
 from ray_jobs.codebook_store import read_codebook
 from ray_jobs.published_ids import published_ids
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from tests.embedded import clustered, write_catalogue
 from tests.models.blobs import blobs
 

@@ -18,7 +18,8 @@ from models.quantizers import METHODS
 from ray_jobs import new_tracks
 from ray_jobs.assign import assign
 from ray_jobs.drift import DriftLimits
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from tests.embedded import clustered, write_catalogue
 
 DIMS = {"text": 12, "audio": 6}

@@ -28,7 +28,8 @@ from ray_jobs.embed import EmbedOptions, embed
 from ray_jobs.quality import QualityOptions, quality
 from ray_jobs.quality_comparison import distinct_weights, headline
 from ray_jobs.quality_references import co_listened, reference, tag_labels
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from ray_jobs.report.measures import churn_rows
 from ray_jobs.report.quality_findings import findings, print_quality
 from tests.event_logs import event, write_events

@@ -17,7 +17,8 @@ from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs.codebook_store import read_codebook
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
-from ray_jobs.quantize import QuantizeOptions, quantize, resolve_device
+from ray_jobs.quantize import quantize, resolve_device
+from ray_jobs.quantize_options import QuantizeOptions
 
 TRACK_COUNT, TEXT_DIMS, AUDIO_DIMS = 80, 12, 6
 OPTIONS = QuantizeOptions(levels=3, codes=8, prefix_weight=0.5)

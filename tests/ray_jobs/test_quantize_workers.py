@@ -15,7 +15,8 @@ from models.psrq import AUTO_ROWS, PsrqOptions
 from models.quantizers import fit_quantizer
 from models.residual_codebook import Codebook
 from ray_jobs import quantize_workers
-from ray_jobs.quantize import QuantizeOptions, quantize
+from ray_jobs.quantize import quantize
+from ray_jobs.quantize_options import QuantizeOptions
 from ray_jobs.quantize_workers import Job, fit_in_workers
 from tests.embedded import clustered, write_catalogue
 
