@@ -2,7 +2,7 @@
 
 The means of the prefix half come from counts of (earlier code, new code) pairs (`models.means`) and
 its distances from tables (`models.nearest`): the prefix never exists as a matrix. On the CPU every
-search is exact, and skips the rows that cannot change (`models.bounds`); on a CUDA device bf16
+search is exact, and skips the rows that cannot change (`models.bounds`); on a CUDA device float16
 products choose the codes while the centroids move, and the last search is exact (`models.
 cuda_rows`). Rows that do not fit a device stream through it, and workers may split them.
 
@@ -39,8 +39,8 @@ class KMeans:
     """Of this worker's rows, on their device; int64."""
     objective: float
     objectives: tuple[float, ...]
-    """The same sum after each centroid update: the fit's curve, never increasing (bf16 products may
-    lift it by their rounding)."""
+    """The same sum after each centroid update: the fit's curve, never increasing (float16 products
+    may lift it by their rounding)."""
     iterations: int
     converged: bool
     repaired: int

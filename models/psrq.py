@@ -181,7 +181,7 @@ def _placed(x_ND: Tensor, device: torch.device) -> tuple[Tensor, int | None]:
         return x_ND, None
     n, d = x_ND.shape
     free = torch.cuda.mem_get_info(device)[0] - CUDA_WORKING_BYTES
-    # x and its residual in float32, and the bf16 copy that the kernels read
+    # x and its residual in float32, and the float16 copy that the kernels read
     if free > n * d * 10:
         return x_ND.to(device), None
     rows = free // (d * 16)
