@@ -40,7 +40,6 @@ def options(seed: int = 0) -> QuantizeOptions:
 
 COMMANDS: dict[str, Callable[[Workspace], object]] = {
     "quantize": lambda workspace: quantize(workspace, options(seed=1)),
-    "quantize-again": lambda workspace: quantize(workspace, options()),
     "assign": assign,
 }
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.killed import COMMANDS
+from feature_repo.workspace import Workspace
+from ray_jobs.quantize import quantize
+from tests.killed import COMMANDS, options, prepare
 
 
 @pytest.mark.slow
@@ -24,3 +26,18 @@ def test_a_kill_before_any_step_leaves_everything_whole(tmp_path, command):
     # That the kills hit: most of them leave a hidden folder for the next run to clear away.
     assert kills > 15
     assert left_behind > kills / 2
+
+
+def test_what_is_there_and_whole_is_not_written_again(tmp_path):
+    workspace = Workspace(tmp_path)
+    prepare(workspace, "quantize")
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        folders = (workspace.codebooks, workspace.generations)
+        paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+    before = files()
+    quantize(workspace, options())
+    assert before
+    assert files() == before

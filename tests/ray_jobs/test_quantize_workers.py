@@ -61,9 +61,8 @@ def fit_start() -> tuple[Codebook, torch.Tensor]:
     return fitted.book, fitted.codes_NL
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_fit_what_one_does(workers, tmp_path, ray_local):
-    by_name = jobs()
+def test_workers_fit_what_one_does(tmp_path, ray_local):
+    by_name, workers = jobs(), 3  # two make a generation below
     together = fit_in_workers(
         list(by_name.values()), workers=workers, device="auto", folder=tmp_path
     )
