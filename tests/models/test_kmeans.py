@@ -231,3 +231,18 @@ def test_wrong_shapes_are_refused():
 def test_integers_and_float64_are_taken_as_float32():
     x = blobs(50, 3, 4).round()
     assert torch.equal(kmeans(x.long(), 4).codes_N, kmeans(x.double(), 4).codes_N)
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_codes_do_not_depend_on_what_the_processor_multiplies_fast(
+    monkeypatch, low_precision, whole, offset
+):
+    monkeypatch.setattr("models.nearest.low_precision_pays", lambda codes: low_precision)
+    x = blobs(700, 24, 200) + offset
+    x = x.round() if whole else x
+    centroids = Centroids(x_KD=x[:90].clone())
+    np.testing.assert_array_equal(nearest(x, centroids).numpy(), brute_force(x, centroids.x_KD))
+    found = kmeans(x, 90, start=centroids, iterations=6, tolerance=0)
+    assert torch.equal(found.codes_N, nearest(x, found.centroids))
