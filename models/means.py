@@ -108,7 +108,7 @@ class Means:
         return key_E, order_E
 
     def _move_cuda(self, x_ND: Tensor, codes_NJ: Tensor | None, key_N: Tensor, sign: int) -> None:
-        from models.cuda_kernels import move_rows
+        from models.cuda_sums import move_rows
 
         key_N, row_N = self._sorted(key_N)
         move_rows(
