@@ -78,9 +78,28 @@ TRACK_SEMANTIC_IDS = "track_semantic_ids"
 SEQUENCE_LENGTH = 20
 """Listens kept per user, newest last: the paper's history length."""
 SEQUENCE_TRACK_IDS = "seq_track_ids"
-SEQUENCE_TIMESTAMPS = "seq_timestamps_s"
+SEQUENCE_TIMESTAMPS = "seq_timestamps_us"
 SEQUENCE_ACTIONS = "seq_actions"
-SEQUENCE_COLUMNS = (SEQUENCE_TRACK_IDS, SEQUENCE_TIMESTAMPS, SEQUENCE_ACTIONS)
+SEQUENCE_EVENT_IDS = "seq_event_ids"
+SEQUENCE_COLUMNS = (SEQUENCE_TRACK_IDS, SEQUENCE_TIMESTAMPS, SEQUENCE_ACTIONS, SEQUENCE_EVENT_IDS)
+"""Parallel lists. Microseconds and event ids order them and make a second arrival no listen."""
+SEQUENCE_LENGTH_TAG = "sequence_length"
+"""Feast tag of a view whose source is an event log: rows are built and merged, not stored."""
+
+LISTENED_AT = "listened_at"
+EVENT_LOG = pa.schema(
+    [
+        pa.field(USER_ID, pa.int64(), nullable=False),
+        pa.field(EVENT_TIMESTAMP, TIMESTAMP, nullable=False),
+        pa.field(LISTENED_AT, TIMESTAMP, nullable=False),
+        pa.field("event_id", pa.int64(), nullable=False),
+        pa.field(TRACK_ID, pa.int64(), nullable=False),
+        pa.field("action", pa.int64(), nullable=False),
+    ]
+)
+"""Source of `user_sequence`: one row a listen. `event_timestamp` is the first moment at which a
+reader may see it, one microsecond after it has happened and reached the log; `listened_at` is
+when it happened, which together with `event_id` orders a sequence. No event_id comes twice."""
 
 STATS_WINDOWS_DAYS = (7, 28)
 STATS_COUNTS = ("plays", "completes", "skips", "favourites")

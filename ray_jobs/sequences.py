@@ -133,8 +133,9 @@ def _snapshots(listens: Iterator[tuple[int, ...]], length: int) -> Iterator[dict
             schema.USER_ID: user_id,
             schema.EVENT_TIMESTAMP: visible_us + 1,
             schema.SEQUENCE_TRACK_IDS: [listen[2] for listen in last],
-            schema.SEQUENCE_TIMESTAMPS: [listen[0] // 1_000_000 for listen in last],
+            schema.SEQUENCE_TIMESTAMPS: [listen[0] for listen in last],
             schema.SEQUENCE_ACTIONS: [listen[3] for listen in last],
+            schema.SEQUENCE_EVENT_IDS: [listen[1] for listen in last],
         }
 
 

@@ -1,6 +1,6 @@
 """The sources of sequence and statistics features against brute force over random logs."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +14,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs.sequences import SequenceOptions, sequences
 from tests.event_logs import START, event, write_events
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Few users, tracks and moments: ties, repeats and late arrivals meet often.
 LOGS = st.lists(
     st.tuples(
@@ -64,7 +65,10 @@ def test_sequence_is_what_was_visible_before_the_moment(tmp_path_factory, log, l
             found = newest_row(rows, "user_id", user, moment)
             assert (found[schema.SEQUENCE_TRACK_IDS] if found else []) == expected
             if found:
-                times = [int(row["event_timestamp"].timestamp()) for row in seen[-length:]]
+                times = [
+                    (row["event_timestamp"] - EPOCH) // timedelta(microseconds=1)
+                    for row in seen[-length:]
+                ]
                 actions = [schema.ACTION_CODES[row["action"]] for row in seen[-length:]]
                 assert found[schema.SEQUENCE_TIMESTAMPS] == times
                 assert found[schema.SEQUENCE_ACTIONS] == actions
