@@ -1,0 +1,170 @@
+"""From source data to semantic IDs: ingest, embed, quantize, assign, quality."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feature_repo.errors import InputError
+from ray_jobs.commands.options import (
+    Codes,
+    Generation,
+    Levels,
+    Mapping,
+    MaxRejected,
+    Source,
+    SourcePath,
+    answer,
+    names,
+)
+
+
+def ingest(
+    context: typer.Context,
+    source: Source,
+    path: SourcePath,
+    mapping: Mapping = None,
+    max_rejected_share: MaxRejected = 0.05,
+) -> None:
+    """Source data -> the contract tables of tracks and events."""
+    from ray_jobs.ingest import IngestOptions, ingest
+
+    options = IngestOptions(
+        source=source, path=path, mapping=mapping, max_rejected_share=max_rejected_share
+    )
+    answer(ingest(context.obj, options))
+
+
+def embed(
+    context: typer.Context,
+    modality: Annotated[str, typer.Option(help="text, audio or another name.")],
+    encoder: Annotated[
+        str, typer.Option(help="spectral, vectors, or a Hugging Face encoder's package name.")
+    ],
+    encoder_path: Annotated[
+        Path | None, typer.Option(help="Local folder of the Hugging Face encoder.")
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Do the tracks again that failed.")
+    ] = False,
+) -> None:
+    """Embedding vectors of the tracks that have none yet or have changed."""
+    from ray_jobs.embed import EmbedOptions, embed
+
+    options = EmbedOptions(
+        modality=modality, encoder=encoder, encoder_path=encoder_path, retry_errors=retry_errors
+    )
+    answer(embed(context.obj, options))
+
+
+def quantize(
+    context: typer.Context,
+    method: Annotated[str, typer.Option(help="psrq, rq_kmeans, vq, pq or rq_vae.")] = "psrq",
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "text,audio",
+    levels: Levels = 3,
+    codes: Codes = 128,
+    prefix_weight: Annotated[
+        str, typer.Option(help="psrq: auto or a number; 1 is the paper.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(help="rq_vae: passes over the tracks.")] = 100,
+    balance: Annotated[
+        float | None,
+        typer.Option(help="Largest share of a code over the even share; not for rq_vae."),
+    ] = None,
+    collisions: Annotated[
+        str | None,
+        typer.Option(help="Tell apart tracks that share an ID: next_best or extra_level."),
+    ] = None,
+    sample_rows: Annotated[
+        int | None, typer.Option(help="Fit on so many tracks, drawn by the seed.")
+    ] = None,
+    align_to: Annotated[
+        str | None,
+        typer.Option(help="Generation to start from, and whose codes to keep where it can."),
+    ] = None,
+    preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "l2",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int, typer.Option(help="psrq, rq_kmeans, vq: Ray Train workers that split the tracks.")
+    ] = 1,
+    seed: int = 0,
+) -> None:
+    """Fits the codebooks of all families and assigns a generation of semantic IDs."""
+    from ray_jobs.quantize import quantize
+    from ray_jobs.quantize_options import QuantizeOptions
+
+    try:
+        weight: Any = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
+    except ValueError as error:
+        raise InputError(
+            f"prefix_weight must be auto or a number, got {prefix_weight!r}"
+        ) from error
+    options = QuantizeOptions(
+        method=method,
+        modalities=names(modalities),
+        levels=levels,
+        codes=codes,
+        prefix_weight=weight,
+        epochs=epochs,
+        balance=balance,
+        collisions=collisions,
+        sample_rows=sample_rows,
+        align_to=align_to,
+        preprocess=preprocess,
+        device=device,
+        workers=workers,
+        seed=seed,
+    )
+    answer(quantize(context.obj, options))
+
+
+def assign(
+    context: typer.Context,
+    generation: Generation = None,
+    error_ratio: Annotated[
+        float, typer.Option(help="Warn if new tracks cost so many times what the fit's did.")
+    ] = 1.25,
+    tail_share: Annotated[
+        float, typer.Option(help="Warn if so many cost more than 99% of the fit's.")
+    ] = 0.05,
+    usage_shift: Annotated[
+        float, typer.Option(help="Warn if code usage differs by so many bits beyond chance.")
+    ] = 0.05,
+    least_tracks: Annotated[int, typer.Option(help="New tracks from which drift is judged.")] = 100,
+) -> None:
+    """IDs for tracks that have none, from a generation's frozen codebooks; warns of drift."""
+    from ray_jobs.assign import assign
+    from ray_jobs.drift import DriftLimits
+
+    limits = DriftLimits(
+        error_ratio=error_ratio,
+        tail_share=tail_share,
+        usage_shift=usage_shift,
+        least_tracks=least_tracks,
+    )
+    answer(assign(context.obj, generation, limits))
+
+
+def quality(
+    context: typer.Context,
+    generation: Generation = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(help="Prefix weights to compare, comma-separated, beside 0, 1 and auto."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Tracks that the comparison is made on, at most.")] = (
+        20_000
+    ),
+) -> None:
+    """How good a generation's IDs are, beside RQ and the literal PSRQ: a table and a page."""
+    from ray_jobs.quality import QualityOptions, quality
+    from ray_jobs.report.quality_findings import print_quality
+
+    try:
+        weights = None if curve is None else tuple(float(weight) for weight in names(curve))
+    except ValueError as error:
+        raise InputError(f"curve must be numbers, comma-separated, got {curve!r}") from error
+    options = QualityOptions(generation=generation, curve=weights, rows=rows)
+    result, families = quality(context.obj, options)
+    print_quality(families)
+    answer(result)
