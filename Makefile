@@ -15,7 +15,7 @@ demo: .venv/.installed
 	$(BIN)/crescendo --workspace $(WORKSPACE) demo
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
