@@ -1,11 +1,11 @@
-"""Triton kernels of the search: rows in float16, the nearest of K centroids, the choice in float64.
+"""Triton kernels of the search: rows in float16, the nearest of K centroids, and what is left open.
 
 Imported only where rows lie on a CUDA device (Triton comes with PyTorch's CUDA builds); `models.
 cuda_rows` prepares what they read. Products are float16 with float32 accumulation, each row scaled
 by a power of two first: at bf16's speed they round to 11 bits instead of 8.
 
 Shape suffixes: N rows, P dims padded to a multiple of BK, K codes padded to a multiple of BN,
-T tiles of rows, G groups of tiles, J gathered tables, C their rows, A rows that choose.
+T tiles of rows, G groups of tiles, J gathered tables, C their rows, O rows left open.
 """
 
 from dataclasses import dataclass
@@ -67,21 +67,26 @@ def _nearest_kernel(
     length_ptr,
     group_ptr,
     out_ptr,
-    best_ptr,
-    second_ptr,
-    limit_ptr,
-    found_ptr,
     n,
     k,
     table_size,
+    norm_ptr,
+    error_ptr,
+    c_norm_ptr,
+    c_left_ptr,
+    rough_ptr,
+    order_ptr,
+    out_stride,
+    count_ptr,
+    open_ptr,
+    floor_ptr,
     P: tl.constexpr,
     J: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    SECOND: tl.constexpr,
-    CLOSE: tl.constexpr,
+    EXACT: tl.constexpr,
+    ORDERED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -89,53 +94,63 @@ def _nearest_kernel(
     length = tl.load(length_ptr + tile)
     group = tl.load(group_ptr + tile).to(tl.int64)
     rows = tl.arange(0, BM)
+    mask = rows < length
+    unit = tl.load(unit_ptr + row + rows, mask=mask, other=1.0)
+    unit = unit * tl.load(centroid_unit_ptr)
+    if EXACT:
+        norm = tl.load(norm_ptr + row + rows, mask=mask, other=0.0)
+        error = tl.load(error_ptr + row + rows, mask=mask, other=0.0)
+        # Rounding leaves out much the same share of all rows: the tile's largest serves.
+        share = tl.max(tl.where(norm > 0, error / norm, 0.0), 0) + tl.load(rough_ptr)
     best = tl.full([BM], -float("inf"), tl.float32)
     second = tl.full([BM], -float("inf"), tl.float32)
     arg = tl.zeros([BM], tl.int32)
-    unit = tl.load(unit_ptr + row + rows, mask=rows < length, other=1.0)
-    unit = unit * tl.load(centroid_unit_ptr)
-    limit = tl.zeros([BM], tl.float32)
-    if CLOSE > 0:
-        limit = tl.load(limit_ptr + row + rows, mask=rows < length, other=float("inf"))
     for block in tl.range(0, k, BN, num_stages=1):
         cols = block + tl.arange(0, BN)
         score = tl.zeros([BM, BN], tl.float32)
-        if J > 0:
-            # Row r wants row code[r] of each table. The tensor cores do it: a 0/1 matrix times the
-            # gathered rows, exact, for CHUNK / P of a product's price; gathering into the
-            # accumulators' own layout took three times as long.
-            for j in tl.static_range(J):
-                for part in tl.static_range(BM // CHUNK):
-                    pick = part * CHUNK + tl.arange(0, CHUNK)
-                    code = tl.load(code_ptr + j * n + row + pick, mask=pick < length, other=0)
-                    values = tl.load(
-                        table_ptr + j * table_size + code[:, None].to(tl.int64) * k + cols[None, :]
-                    )
-                    one = tl.where(rows[:, None] == pick[None, :], 1.0, 0.0).to(tl.float16)
-                    score = tl.dot(one, values, score)
-            score = score * (tl.load(table_scale_ptr) / unit)[:, None]
         for d in tl.range(0, P, BK, num_stages=STAGES):
             score = tl.dot(x_desc.load([row, d]), c_desc.load([block, d]).T, score)
-        score = score * unit[:, None] + tl.load(bias_ptr + group * k + cols)[None, :]
-        if CLOSE > 0:
-            # Few scores are close: each takes a place in its row's list by one atomic addition.
-            near = score >= limit[:, None]
-            slot = found_ptr + (row + rows)[:, None] * (CLOSE + 1) + tl.zeros_like(cols)[None, :]
-            place = tl.atomic_add(slot, 1, mask=near, sem="relaxed")
-            kept = near & (place < CLOSE)
-            tl.store(slot + 1 + place, tl.zeros_like(place) + cols[None, :], mask=kept)
+        scale = unit
+        if J > 0:
+            # Row r wants row code[r] of each table. The tensor cores do it: the identity times the
+            # gathered rows, exact, for BM / P of a product's price; gathering into the
+            # accumulators' own layout took three times as long. Last: a sum of P products loses
+            # more where it starts from a large value.
+            scale = tl.load(table_scale_ptr) + tl.zeros([BM], tl.float32)
+            score = score * (unit / scale)[:, None]
+            identity = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0).to(tl.float16)
+            for j in tl.range(0, J, num_stages=2):
+                code = tl.load(code_ptr + j * n + row + rows, mask=mask, other=0).to(tl.int64)
+                line = j * table_size + code[:, None] * k
+                score = tl.dot(identity, tl.load(table_ptr + line + cols[None, :]), score)
+        score = score * scale[:, None] + tl.load(bias_ptr + group * k + cols)[None, :]
+        if EXACT:
+            reach = share * tl.load(c_norm_ptr + cols) + tl.load(c_left_ptr + cols)
+            score += norm[:, None] * reach[None, :]
         top = tl.max(score, 1)
         at = tl.min(tl.where(score == top[:, None], cols[None, :], NO_INDEX), 1)
-        if SECOND:
+        if EXACT:
             rest = tl.where(cols[None, :] == at[:, None], -float("inf"), score)
             second = tl.maximum(tl.maximum(second, tl.max(rest, 1)), tl.minimum(best, top))
         arg = tl.where(top > best, at, arg)
         best = tl.maximum(top, best)
-    mask = rows < length
-    tl.store(out_ptr + row + rows, arg, mask=mask)
-    if SECOND:
-        tl.store(best_ptr + row + rows, best, mask=mask)
-        tl.store(second_ptr + row + rows, second, mask=mask)
+    if EXACT:
+        reach = share * tl.load(c_norm_ptr + arg) + tl.load(c_left_ptr + arg)
+        # Upper limits were compared: the winner's lower limit is twice its reach less.
+        rough = tl.load(rough_ptr + 1) + tl.load(rough_ptr + 2)
+        floor = best - 2.0 * norm * reach - rough
+        is_open = mask & ~(floor > second + rough)
+        here = is_open.to(tl.int32)
+        first = tl.atomic_add(count_ptr, tl.sum(here, 0), sem="relaxed")
+        to = first + tl.cumsum(here, 0) - 1
+        tl.store(open_ptr + to, row + rows, mask=is_open)
+        tl.store(floor_ptr + to, floor, mask=is_open)
+        at = (row + rows).to(tl.int64)
+        if ORDERED:
+            at = tl.load(order_ptr + row + rows, mask=mask, other=0)
+        tl.store(out_ptr + at * out_stride, arg.to(tl.int64), mask=mask)
+    else:
+        tl.store(out_ptr + row + rows, arg, mask=mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,152 +164,85 @@ class Packed:
     """Norm of each row, and of what float16 left out of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What the products of one set of centroids read; `values_KP` float16 times `unit`."""
+
+    values_KP: Tensor
+    unit: Tensor
+    bias_GK: Tensor
+    """float32, of each group of tiles; -inf: never."""
+    tables_JCK: Tensor | None
+    table_scale: Tensor | None
+    """float16 times `table_scale`: what the codes of earlier levels add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How far a score may be off: (error + rough[0] norm) norm_K + norm left_K + rough[1], and by
+    rough[2] where tables are float16."""
+
+    norm_K: Tensor
+    left_K: Tensor
+    rough_3: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """Rows that float16 leaves open: how many, their places in the packed rows, and the lower
+    limits of their best scores. Only the device knows how many there are."""
+
+    count_1: Tensor
+    place_N: Tensor
+    floor_N: Tensor
+
+
 def nearest(
     rows: Packed,
-    c_KP: Tensor,
-    c_unit: Tensor,
-    bias_GK: Tensor,
+    c: Scored,
     run: Tiles,
+    codes_JN: Tensor | None,
     *,
-    tables_JCK: Tensor | None = None,
-    table_scale: Tensor | None = None,
-    codes_JN: Tensor | None = None,
-    second: bool = False,
-    limit_N: Tensor | None = None,
-    close: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    limits: Limits | None = None,
+    order_N: Tensor | None = None,
+    out_N: Tensor | None = None,
+) -> tuple[Tensor, Open | None]:
     """argmax_k x.c_k + bias[group, k] + scale sum_j tables[j, codes[j], k]; ties to the lowest k.
 
-    `c_KP` float16 times `c_unit` are the centroids, `bias_GK` float32 (-inf: never), `tables_JCK`
-    float16. Returns codes (N,) int32 and, with `second`, the best and the second best score (N,).
-    With `limit_N`, the last is instead (N, 1 + close) int32: how many scores reach a row's limit,
-    and the first `close` of their codes, in no order.
+    Codes (N,) int32 of the packed rows. With `limits`, `out_N` int64 gets them instead, at
+    `order_N`, and the second answer says where they may not be those of exact scores.
     """
     n, p = rows.values_NP.shape
-    k = len(c_KP)
+    k = len(c.values_KP)
     block = column_block(k)
-    jobs = 0 if tables_JCK is None else len(tables_JCK)
-    device = c_KP.device
-    out_N = torch.empty(n, dtype=torch.int32, device=device)
-    best_N = torch.empty(n if second else 0, dtype=torch.float32, device=device)
-    second_N = torch.empty_like(best_N)
-    found_NC = torch.zeros(n if close else 0, 1 + close, dtype=torch.int32, device=device)
+    jobs = 0 if c.tables_JCK is None else len(c.tables_JCK)
+    device = c.values_KP.device
+    left: Open | None = None
+    if limits is None:
+        out_N = torch.empty(n, dtype=torch.int32, device=device)
+    else:
+        left = Open(
+            count_1=torch.zeros(1, dtype=torch.int32, device=device),
+            place_N=torch.empty(n, dtype=torch.int32, device=device),
+            floor_N=torch.empty(n, dtype=torch.float32, device=device),
+        )
+    assert out_N is not None
     with torch.cuda.device(device):
         _nearest_kernel[(len(run.start_T),)](
             TensorDescriptor.from_tensor(rows.values_NP, [BM, BK]),
-            TensorDescriptor.from_tensor(c_KP, [block, BK]),
-            bias_GK,
-            tables_JCK,
-            table_scale,
-            rows.unit_N,
-            c_unit,
-            codes_JN,
-            run.start_T,
-            run.length_T,
-            run.group_T,
-            out_N,
-            best_N,
-            second_N,
-            limit_N,
-            found_NC,
-            n,
-            k,
-            0 if tables_JCK is None else tables_JCK.stride(0),
-            P=p,
-            J=jobs,
-            BM=BM,
-            BN=block,
-            BK=BK,
-            CHUNK=64,
-            SECOND=second,
-            CLOSE=close,
-            STAGES=3 if jobs or close else 4,
-            num_warps=8 if block == 256 else 4,
-            num_stages=1,
-        )
-    return out_N, best_N, found_NC if close else second_N
-
-
-@triton.jit
-def _choose_kernel(
-    x_ptr,
-    code_ptr,
-    subtract_ptr,
-    book_ptr,
-    c_ptr,
-    q_ptr,
-    found_ptr,
-    row_ptr,
-    out_ptr,
-    book_size,
-    weight,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    J: tl.constexpr,
-    SUBTRACT: tl.constexpr,
-    PREFIX: tl.constexpr,
-    CLOSE: tl.constexpr,
-):
-    at = tl.program_id(0).to(tl.int64)
-    row = tl.load(row_ptr + at).to(tl.int64)
-    count = tl.minimum(tl.load(found_ptr + at * (CLOSE + 1)), CLOSE)
-    least = tl.full([], float("inf"), tl.float64)
-    winner = tl.full([], 2**31 - 1, tl.int32)
-    for place in range(count):
-        code = tl.load(found_ptr + at * (CLOSE + 1) + 1 + place)
-        distance = tl.full([], 0.0, tl.float64)
-        for start in range(0, D, BD):
-            dims = start + tl.arange(0, BD)
-            inside = dims < D
-            x = tl.load(x_ptr + row * D + dims, mask=inside, other=0.0)
-            p = tl.zeros([BD], tl.float32)
-            for j in tl.static_range(J):
-                earlier = tl.load(code_ptr + row * J + j).to(tl.int64) * D + dims
-                if SUBTRACT:
-                    x -= tl.load(subtract_ptr + j * book_size + earlier, mask=inside, other=0.0)
-                if PREFIX:
-                    p += tl.load(book_ptr + j * book_size + earlier, mask=inside, other=0.0)
-            c = tl.load(c_ptr + code * D + dims, mask=inside, other=0.0)
-            apart = x.to(tl.float64) - c.to(tl.float64)
-            distance += tl.sum(apart * apart)
-            if PREFIX:
-                q = tl.load(q_ptr + code * D + dims, mask=inside, other=0.0)
-                apart = p.to(tl.float64) - q.to(tl.float64)
-                distance += weight * tl.sum(apart * apart)
-        nearer = (distance < least) | ((distance == least) & (code < winner))
-        winner = tl.where(nearer, code, winner)
-        least = tl.minimum(distance, least)
-    tl.store(out_ptr + row, winner.to(tl.int64))
-
-
-def choose(
-    out_N: Tensor,
-    x_ND: Tensor,
-    codes_NJ: Tensor | None,
-    row_A: Tensor,
-    found_AC: Tensor,
-    *,
-    c_KD: Tensor,
-    subtract_JCD: Tensor | None = None,
-    books_JCD: Tensor | None = None,
-    prefix_KD: Tensor | None = None,
-    weight: float = 0.0,
-) -> None:
-    """out[row] = the nearest, in float64, of the codes that `nearest` found close to each row.
-
-    Distances are ||x - subtracted - c||^2 + weight^2 ||p - c_p||^2 with p = sum_j
-    books[j][codes_j]; ties to the lowest code.
-    """
-    d = x_ND.shape[1]
-    stacked = subtract_JCD if subtract_JCD is not None else books_JCD
-    with torch.cuda.device(x_ND.device):
-        _choose_kernel[(len(row_A),)](
-            x_ND, codes_NJ, subtract_JCD, books_JCD, c_KD, prefix_KD, found_AC, row_A, out_N,
-            0 if stacked is None else stacked.stride(0), float(weight**2),
-            D=d, BD=min(1024, triton.next_power_of_2(d)),
-            J=0 if stacked is None else len(stacked), SUBTRACT=subtract_JCD is not None,
-            PREFIX=books_JCD is not None, CLOSE=found_AC.shape[1] - 1, num_warps=4,
+            TensorDescriptor.from_tensor(c.values_KP, [block, BK]),
+            c.bias_GK, c.tables_JCK, c.table_scale, rows.unit_N, c.unit, codes_JN,
+            run.start_T, run.length_T, run.group_T, out_N, n, k,
+            0 if c.tables_JCK is None else c.tables_JCK.stride(0),
+            rows.norm_N, rows.error_N,
+            limits and limits.norm_K, limits and limits.left_K, limits and limits.rough_3,
+            order_N, out_N.stride(0),
+            left and left.count_1, left and left.place_N, left and left.floor_N,
+            P=p, J=jobs, BM=BM, BN=block, BK=BK, EXACT=limits is not None,
+            ORDERED=order_N is not None, STAGES=3 if jobs else 4,
+            num_warps=8 if block == 256 else 4, num_stages=1,
         )  # fmt: skip
+    return out_N, left
 
 
 @triton.jit

@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from models.rows import (
     CHUNK_ELEMENTS,
@@ -25,8 +27,12 @@ from models.rows import (
 )
 from models.threads import each
 
-BF16 = 2.0**-9
+BF16 = 2.0**-8
 """Largest relative error of rounding to bf16."""
+PAIR_PRICE = 32
+"""A float32 score of one row and centroid alone costs as much as this many in a matrix product."""
+PAIRS = 128
+"""Rows and centroids gathered at once for such scores: they stay in a core's own cache."""
 
 
 class NearestCentroid:
@@ -133,11 +139,10 @@ class NearestCentroid:
             if low_ND is None:
                 return norm_M, norm_M[:0]
             low_MD = low_ND[part].copy_(shifted_MD)
-            return norm_M, torch.linalg.vector_norm(low_MD.float().sub_(shifted_MD), dim=1)
+            return norm_M, _left_out(shifted_MD, low_MD)
 
         norm, error = zip(*each(prepare, small_chunks(x_ND)), strict=True)
-        error_N = None if low_ND is None else torch.cat(error) * (1 + 2.0**-12)
-        return PreparedRows(low_ND=low_ND, norm_N=torch.cat(norm), error_N=error_N)
+        return PreparedRows(low_ND=low_ND, norm_N=torch.cat(norm), error_N=torch.cat(error))
 
     @property
     def low_precision(self) -> bool:
@@ -170,7 +175,7 @@ class NearestCentroid:
             codes_MJ = None if codes_NJ is None else _take(codes_NJ, part)
             return self._chunk(x_ND, part, codes_MJ, prepared)
 
-        _ = self.copies, self.low_DK, self.low_off  # made once, not once a thread
+        _ = self.copies, self.low_DK, self.low_norms, self.stacked  # made once, not once a thread
         found = each(search, range(0, n, size))
         if not found:
             return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
@@ -192,40 +197,122 @@ class NearestCentroid:
         if prepared is None:
             shifted_MD = self._shifted(_take(x_ND, part))
             norm_M = torch.linalg.vector_norm(shifted_MD, dim=1)
-            low_MD, error_M = shifted_MD.bfloat16(), norm_M * BF16
+            low_MD = shifted_MD.bfloat16()
+            error_M = _left_out(shifted_MD, low_MD)
         else:
             assert prepared.low_ND is not None
-            assert prepared.error_N is not None
             low_MD = _take(prepared.low_ND, part)
             norm_M, error_M = _take(prepared.norm_N, part), _take(prepared.error_N, part)
         scores_MK = (low_MD @ self.low_DK).float()
         largest_M = torch.maximum(scores_MK.amax(1), -scores_MK.amin(1))
-        # What rounding to bf16 may change: of the row, of the centroid, and of the product.
-        off_M = error_M * self.c_norm + norm_M * (1 + BF16) * self.low_off
-        off_M = off_M + BF16 * (1 + 2 * BF16) * largest_M + self._rounding(norm_M)
+        # What rounding may change: the product, and (`_low_off`) the row and the centroid.
+        rough_M = BF16 * (1 + 2 * BF16) * largest_M + self._rounding(norm_M)
         self._add_tables(scores_MK, codes_MJ)
         code_M, best_M, second_M = _two_best(scores_MK)
-        open_M = (second_M >= best_M - 2 * off_M).nonzero()[:, 0]
-        best_M, second_M = best_M - off_M, second_M + off_M
+        best_M -= self._low_off(norm_M, error_M, code_M) + rough_M
+        c_norm_K, c_error_K = self.low_norms
+        off_M = error_M * c_norm_K.max() + norm_M * c_error_K.max() + rough_M
+        open_M = (second_M + off_M >= best_M).nonzero()[:, 0]
         if len(open_M):
             rows_O = (
                 part.index_select(0, open_M) if isinstance(part, Tensor) else open_M + part.start
             )
-            code_M[open_M], best_M[open_M], second_M[open_M] = self._float32(
-                x_ND.index_select(0, rows_O),
-                None if codes_MJ is None else codes_MJ.index_select(0, open_M),
-                norm_M[open_M],
-            )
+            take = [
+                values.index_select(0, open_M)
+                for values in (scores_MK, norm_M, error_M, rough_M, off_M, code_M, best_M)
+            ]
+            codes_OJ = None if codes_MJ is None else codes_MJ.index_select(0, open_M)
+            found = self._among_close(x_ND, rows_O, codes_OJ, *take)
+        second_M += off_M
+        if len(open_M):
+            code_M[open_M], best_M[open_M], second_M[open_M] = found
         return code_M, best_M, second_M
+
+    def _among_close(
+        self,
+        x_ND: Tensor,
+        rows_O: Tensor,
+        codes_OJ: Tensor | None,
+        scores_OK: Tensor,
+        norm_O: Tensor,
+        error_O: Tensor,
+        rough_O: Tensor,
+        off_O: Tensor,
+        code_O: Tensor,
+        best_O: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows `rows_O` by float32 scores of the centroids that bf16 left as near as `code_O`.
+
+        `best_O` is a lower limit of the score of `code_O`; overwrites `scores_OK`.
+        """
+        k = scores_OK.shape[1]
+        flat_P = np.flatnonzero(scores_OK.numpy() >= (best_O - off_O).numpy()[:, None])
+        if len(flat_P) > len(rows_O) * k // PAIR_PRICE:
+            return self._float32(x_ND.index_select(0, rows_O), codes_OJ, norm_O)
+        row_P, code_P = (torch.from_numpy(places) for places in np.divmod(flat_P, k))
+        upper_P = scores_OK.view(-1).index_select(0, torch.from_numpy(flat_P))
+        norm_P, error_P = norm_O.index_select(0, row_P), error_O.index_select(0, row_P)
+        upper_P += self._low_off(norm_P, error_P, code_P) + rough_O.index_select(0, row_P)
+        close_P = upper_P >= best_O.index_select(0, row_P)
+        # What is left out, and the rows where only the winner is not, need no better score.
+        scores_OK.view(-1)[torch.from_numpy(flat_P)] = -math.inf
+        second_O = scores_OK.amax(1) + off_O
+        out_P = (~close_P).nonzero()[:, 0]
+        second_O.scatter_reduce_(0, row_P[out_P], upper_P[out_P], "amax")
+        close_P &= torch.bincount(row_P[close_P], minlength=len(rows_O))[row_P] > 1
+        at_P = close_P.nonzero()[:, 0]
+        if not len(at_P):
+            return code_O, best_O, second_O
+        row_P, code_P = row_P[at_P], code_P[at_P]
+        row_A, at_P = row_P.unique_consecutive(return_inverse=True)
+        codes_AJ = None if codes_OJ is None else codes_OJ.index_select(0, row_A)
+        rows_A = rows_O.index_select(0, row_A)
+        scores_AK = torch.full((len(row_A), k), -math.inf)
+        scores_AK[at_P, code_P] = self._pair_scores(x_ND, rows_A, codes_AJ, at_P, code_P)
+        found = self._settled(x_ND, rows_A, codes_AJ, scores_AK, norm_O.index_select(0, row_A))
+        code_O[row_A], best_O[row_A] = found[:2]
+        second_O[row_A] = torch.maximum(second_O[row_A], found[2])
+        return code_O, best_O, second_O
+
+    def _pair_scores(
+        self,
+        x_ND: Tensor,
+        rows_A: Tensor,
+        codes_AJ: Tensor | None,
+        row_P: Tensor,
+        code_P: Tensor,
+    ) -> Tensor:
+        """float32 scores (P,) of rows `rows_A[row_P]` and centroids `code_P`."""
+        k = len(self.c_KD)
+        if self.tables and codes_AJ is not None:
+            score_P = torch.zeros(len(row_P))
+            for j, table in enumerate(self.tables):
+                place_P = codes_AJ[:, j].index_select(0, row_P) * k + code_P
+                score_P += table.view(-1).index_select(0, place_P)
+        else:
+            score_P = self.bias_K.index_select(0, code_P)
+        row_P = rows_A.index_select(0, row_P)
+        for start in range(0, len(row_P), PAIRS):
+            part = slice(start, start + PAIRS)
+            x_PD = self._shifted(x_ND.index_select(0, row_P[part]))
+            x_PD *= self.c_KD.index_select(0, code_P[part])
+            score_P[part] += x_PD.sum(1)
+        return score_P
 
     @cached_property
     def low_DK(self) -> Tensor:
         return self.c_KD.bfloat16().T.contiguous()
 
     @cached_property
-    def low_off(self) -> Tensor:
-        apart_KD = self.c_KD - self.low_DK.T.float()
-        return torch.linalg.vector_norm(apart_KD, dim=1).max() * (1 + 2.0**-12)
+    def low_norms(self) -> tuple[Tensor, Tensor]:
+        """Norms (K,) of the centroids, and of what bf16 leaves out of them."""
+        norm_K = torch.linalg.vector_norm(self.c_KD, dim=1) * (1 + 2.0**-12)
+        return norm_K, (1 + BF16) * _left_out(self.c_KD, self.low_DK.T)
+
+    def _low_off(self, norm_P: Tensor, error_P: Tensor, code_P: Tensor) -> Tensor:
+        """How far the product of a row and a centroid may move as both are rounded to bf16."""
+        norm_K, error_K = self.low_norms
+        return error_P * norm_K.index_select(0, code_P) + norm_P * error_K.index_select(0, code_P)
 
     def _float32(
         self, x_MD: Tensor, codes_MJ: Tensor | None, norm_M: Tensor | None = None
@@ -235,14 +322,26 @@ class NearestCentroid:
             norm_M = torch.linalg.vector_norm(shifted_MD, dim=1)
         scores_MK = shifted_MD @ self.c_KD.T
         self._add_tables(scores_MK, codes_MJ)
+        return self._settled(x_MD, None, codes_MJ, scores_MK, norm_M)
+
+    def _settled(
+        self,
+        x_ND: Tensor,
+        rows_M: Tensor | None,
+        codes_MJ: Tensor | None,
+        scores_MK: Tensor,
+        norm_M: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The codes of rows `rows_M` (None: all) by float32 scores, by float64 where they must."""
         code_M, best_M, second_M = _two_best(scores_MK)
         off_M = self._rounding(norm_M)
         open_M = (second_M >= best_M - 2 * off_M).nonzero()[:, 0]
         if len(open_M):
             open_MK = scores_MK.index_select(0, open_M)
             limit_M = (best_M - 2 * off_M)[open_M]
+            rows_O = open_M if rows_M is None else rows_M.index_select(0, open_M)
             code_M[open_M] = self._exact(
-                x_MD.index_select(0, open_M),
+                x_ND.index_select(0, rows_O),
                 None if codes_MJ is None else codes_MJ.index_select(0, open_M),
                 open_MK >= limit_M[:, None],
             )
@@ -250,22 +349,25 @@ class NearestCentroid:
             best_M[open_M], second_M[open_M] = limit_M, best_M[open_M]
         return code_M, best_M - off_M, second_M + off_M
 
-    def float32_codes(self, x_ND: Tensor, codes_NJ: Tensor | None) -> Tensor:
-        """The exact codes (N,), proposed by float32 products; on any device."""
-        found = [
-            self._float32(x_ND[part], None if codes_NJ is None else codes_NJ[part])[0]
-            for part in chunks(x_ND, len(self.c_KD))
-        ]
-        return torch.cat(found)
-
     def _add_tables(self, scores_MK: Tensor, codes_MJ: Tensor | None) -> None:
         if self.tables and codes_MJ is not None:
-            for j, table in enumerate(self.tables):
-                scores_MK += table.index_select(0, codes_MJ[:, j])
+            if len(self.tables) == 1:
+                scores_MK += self.tables[0].index_select(0, codes_MJ[:, 0])
+            else:
+                stacked, first_J = self.stacked
+                scores_MK += embedding_bag(codes_MJ + first_J, stacked, mode="sum")
         else:
             scores_MK += self.bias_K
         if len(self.copies):
             scores_MK[:, self.copies] = -math.inf
+
+    @cached_property
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """All tables, one under the other, and the first row of each."""
+        if not self.tables:
+            return self.bias_K[None], torch.zeros(0, dtype=torch.int64)
+        first_J = torch.tensor([0] + [len(table) for table in self.tables[:-1]]).cumsum(0)
+        return torch.cat(self.tables), first_J.to(self.bias_K.device)
 
     def _rounding(self, norm_M: Tensor) -> Tensor:
         """How far a float32 score may be off: a sum of D products by D * EPS/2 * ||x|| ||c||."""
@@ -275,7 +377,7 @@ class NearestCentroid:
     def _exact(self, x_MD: Tensor, codes_MJ: Tensor | None, close_MK: Tensor) -> Tensor:
         row_P, code_P = close_MK.nonzero().unbind(1)
         distance_P = torch.empty(len(row_P), dtype=torch.float64, device=x_MD.device)
-        size = max(1, CHUNK_ELEMENTS * (32 if x_MD.is_cuda else 1) // (4 * x_MD.shape[1]))
+        size = max(1, CHUNK_ELEMENTS // (4 * x_MD.shape[1]))
         for start in range(0, len(row_P), size):
             part = slice(start, start + size)
             row, code = row_P[part], code_P[part]
@@ -309,10 +411,7 @@ def _two_best(scores_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     numpy finds places ten times as fast as torch does on a CPU.
     """
-    if scores_MK.is_cuda:
-        code_M = scores_MK.argmax(1)
-    else:
-        code_M = torch.from_numpy(scores_MK.numpy().argmax(1))
+    code_M = torch.from_numpy(scores_MK.numpy().argmax(1))
     best_M = scores_MK.gather(1, code_M[:, None])
     scores_MK.scatter_(1, code_M[:, None], -math.inf)
     second_M = scores_MK.amax(1)
@@ -325,6 +424,11 @@ def low_precision_pays(codes: int) -> bool:
     return codes >= 64 and torch.cpu._is_amx_tile_supported()
 
 
+def _left_out(x_MD: Tensor, low_MD: Tensor) -> Tensor:
+    """The norm (M,) of what bf16 left out of each row."""
+    return torch.linalg.vector_norm(low_MD.float().sub_(x_MD), dim=1) * (1 + 2.0**-12)
+
+
 def _take(values_N: Tensor, part: slice | Tensor) -> Tensor:
     return values_N[part] if isinstance(part, slice) else values_N.index_select(0, part)
 
@@ -335,4 +439,4 @@ class PreparedRows:
 
     norm_N: Tensor
     low_ND: Tensor | None
-    error_N: Tensor | None
+    error_N: Tensor

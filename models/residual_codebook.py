@@ -20,7 +20,8 @@ from torch import Tensor
 
 from models.exact_products import distances
 from models.nearest import NearestCentroid
-from models.rows import Centroids, check_rows, check_shape, parts, prefix_sum
+from models.rows import Centroids, check_rows, check_shape, chunks, parts, prefix_sum
+from models.threads import each
 
 if TYPE_CHECKING:
     from models.cuda_rows import CudaNearest
@@ -108,19 +109,21 @@ class Codebook:
         """
         x_ND = self._check(x_ND)
         here = self.to(x_ND.device)
-        codes_NL = torch.empty(len(x_ND), self.levels, dtype=torch.int64, device=x_ND.device)
-        for part in parts(x_ND):
-            if x_ND.is_cuda:
-                from models.cuda_rows import encode
+        if not x_ND.is_cuda:
+            # A few rows take all levels at once, while their bf16 copies are in cache.
+            _ = here._searches  # made once, not once a thread
+            return torch.cat(each(lambda part: here._encode(x_ND[part]), chunks(x_ND)))
+        from models.cuda_rows import encode
 
-                codes_NL[part] = encode(here._cuda_searches, x_ND[part])
-                continue
-            x_MD = x_ND[part]
-            prepared = here._searches[0].prepared(x_MD)
-            for level, search in enumerate(here._searches):
-                codes_MJ = codes_NL[part, :level]
-                codes_NL[part, level] = search.ranked(x_MD, codes_MJ, prepared=prepared)[0]
-        return codes_NL
+        return torch.cat([encode(here._cuda_searches, x_ND[part]) for part in parts(x_ND)])
+
+    def _encode(self, x_MD: Tensor) -> Tensor:
+        codes_ML = torch.empty(len(x_MD), self.levels, dtype=torch.int64)
+        prepared = self._searches[0].prepared(x_MD)
+        for level, search in enumerate(self._searches):
+            codes_MJ = codes_ML[:, :level]
+            codes_ML[:, level] = search.ranked(x_MD, codes_MJ, prepared=prepared)[0]
+        return codes_ML
 
     def decode(self, codes_NL: Tensor, levels: int | None = None) -> Tensor:
         """x_hat (N, D) = sum of the residual rows of the first `levels` codes (default: all).

@@ -54,6 +54,17 @@ def test_exact_codes_are_those_of_the_cpu(shape, earlier, whole):
     assert torch.equal(found, nearest(x, centroids, prefix))
 
 
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_rows_with_many_close_centroids_in_many_rounds(monkeypatch, earlier):
+    """More rows are open than scores are held at once, each with dozens of candidates."""
+    monkeypatch.setattr("models.cuda_choice.SCORES", 1)
+    x, centroids, prefix = draw(1000, 40, 100, earlier)
+    c = centroids.x_KD.mean(0) + 1e-5 * centroids.x_KD
+    centroids = Centroids(x_KD=c, prefix_KD=centroids.prefix_KD)
+    found = nearest(x.cuda(), *on_cuda(centroids, prefix)).cpu()
+    assert torch.equal(found, nearest(x, centroids, prefix))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_proposals_hardly_miss_and_do_not_depend_on_scale_or_batch(scale):
     from models.cuda_rows import CudaNearest, PackedRows

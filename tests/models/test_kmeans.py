@@ -246,3 +246,38 @@ def test_codes_do_not_depend_on_what_the_processor_multiplies_fast(
     np.testing.assert_array_equal(nearest(x, centroids).numpy(), brute_force(x, centroids.x_KD))
     found = kmeans(x, 90, start=centroids, iterations=6, tolerance=0)
     assert torch.equal(found.codes_N, nearest(x, found.centroids))
+
+
+def test_a_product_rounded_to_bf16_does_not_choose(monkeypatch):
+    """x.c is 1 + 2^-8 -+ 2^-12: bf16 makes it 1 and 1 + 2^-7, which is more than half of 2^-8 off
+    each, in favour of the centroid that is farther by its last coordinate."""
+    monkeypatch.setattr("models.nearest.low_precision_pays", lambda codes: True)
+    near, far = [1.0, 2**-4 - 2**-8, 0.0], [1.0, 2**-4 + 2**-8, 0.0539]
+    c = torch.tensor([far, near, [-v for v in far], [-v for v in near]])
+    search = NearestCentroid(Centroids(x_KD=c))
+    x = torch.tensor([[1.0, 2**-4, 0.0]] * 3)
+    for prepared in (None, search.prepared(x)):
+        code_N, best_N, second_N = search.ranked(x, prepared=prepared)
+        assert code_N.tolist() == [1, 1, 1]
+        true_NK = -0.5 * (x.double()[:, None] - c.double()).square().sum(2)
+        true_NK += 0.5 * x.double().square().sum(1, keepdim=True)
+        assert (best_N <= true_NK[:, 1] + 1e-7).all()
+        assert (second_N >= true_NK[:, 0] - 1e-7).all()
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_limits_of_scores_hold_where_bf16_leaves_most_rows_open(monkeypatch, levels):
+    monkeypatch.setattr("models.nearest.low_precision_pays", lambda codes: True)
+    generator = torch.Generator().manual_seed(3)
+    x = blobs(400, 40, 3)
+    c = x[:70] + 1e-3 * torch.randn(70, 40, generator=generator)
+    books = tuple(0.1 * torch.randn(9 + j, 40, generator=generator) for j in range(levels))
+    codes = torch.stack([torch.arange(400) % (9 + j) for j in range(levels)] or [x[:, 0]], 1).long()
+    search = NearestCentroid(Centroids(x_KD=c), subtract=books)
+    item = x + sum((book[codes[:, j]] for j, book in enumerate(books)), torch.zeros(1))
+    found, best, second = search.ranked(item, codes[:, :levels], prepared=search.prepared(item))
+    left = item - sum((book[codes[:, j]] for j, book in enumerate(books)), torch.zeros(1))
+    np.testing.assert_array_equal(found.numpy(), brute_force(left, c))
+    true_NK = -0.5 * (left.double()[:, None] - c.double()).square().sum(2)
+    top = true_NK.topk(2).values
+    assert (best - second <= top[:, 0] - top[:, 1] + 1e-6).all()
