@@ -1,4 +1,4 @@
-"""The two errors that a command shows to its user without a stack trace."""
+"""The errors that a command shows to its user without a stack trace."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,10 @@ class InputError(ValueError):
 
 class ArtifactError(InputError):
     """An artifact is missing, foreign or changed: says which id was wanted, which was found."""
+
+
+class StoreUnavailableError(RuntimeError):
+    """A store cannot be reached, is full or is locked: says which and why.
+
+    The command line ends with exit code 1: the same command may succeed later.
+    """

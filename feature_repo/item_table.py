@@ -15,6 +15,7 @@ from feature_repo import schema
 from feature_repo.artifacts import parquet_files
 from feature_repo.errors import ArtifactError
 from feature_repo.store import find_view, read_online
+from feature_repo.workspace import Workspace
 
 MISSING_CODE = -1
 
@@ -24,7 +25,8 @@ def read_codes_offline(
 ) -> tuple[np.ndarray, np.ndarray]:
     """track_ids_I (sorted int64) and codes_IFL (int64) from the view's offline source."""
     view = find_view(store, schema.semantic_ids_view_name(generation_id))
-    files = parquet_files(Path(view.batch_source.path).parent)
+    # The workspace's own files: those of a working copy are registered under its URI.
+    files = parquet_files(Workspace(Path(store.repo_path)).feature_source(view.name))
     table = pq.read_table(files).sort_by(schema.TRACK_ID)
     columns = {family: table[schema.sid_column(family)].to_pylist() for family in families}
     return table[schema.TRACK_ID].to_numpy(), dense_codes(columns, levels)

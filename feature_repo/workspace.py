@@ -1,9 +1,18 @@
-"""Where everything a run makes lies: one folder, the layout of the platform's artifacts."""
+"""Where everything a run makes lies: one folder, the layout of the platform's artifacts.
+
+A workspace in an object store is worked on in a local copy (`working_copy.py`), which is such a
+folder too and knows whose copy it is.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo.errors import InputError
+
+LOCATION_FILE = ".location"
+"""In a working copy: the URI that it is a copy of. It is never uploaded."""
+READ_ONLY = "read only"
+"""Second line of that file while nothing will be published."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +26,27 @@ class Workspace:
         bad = sorted(set(str(self.root)) & set("*?[]'\""))
         if bad or ":/" in str(self.root):
             raise InputError(
-                f"workspace must be a local folder without any of * ? [ ] ' \" and ://, "
-                f"got {self.root}"
+                f"workspace must be a local folder, or s3://BUCKET/PREFIX where a command opens "
+                f"it, without any of * ? [ ] ' \", got {self.root}"
             )
+
+    @property
+    def location(self) -> str:
+        """Where others find this workspace: its folder, or the URI that it is a copy of."""
+        try:
+            return (self.root / LOCATION_FILE).read_text().splitlines()[0]
+        except FileNotFoundError:
+            return str(self.root.absolute())
+
+    @property
+    def is_local(self) -> bool:
+        """False in the working copy of a workspace in an object store."""
+        return not (self.root / LOCATION_FILE).exists()
+
+    @property
+    def is_read_only(self) -> bool:
+        """True in a working copy whose changes will be thrown away."""
+        return not self.is_local and READ_ONLY in (self.root / LOCATION_FILE).read_text()
 
     @property
     def tracks(self) -> Path:
@@ -60,6 +87,11 @@ class Workspace:
     def feature_source(self, view: str) -> Path:
         """Parquet source of one Feast view."""
         return self.root / "features" / view
+
+    @property
+    def published_sources(self) -> str:
+        """Folder of the sources as the registry names it: other machines find it too."""
+        return f"{self.location}/features"
 
     @property
     def training_sets(self) -> Path:
