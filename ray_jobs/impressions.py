@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from feature_repo import schema
 from feature_repo.errors import InputError
@@ -45,10 +46,16 @@ class ImpressionOptions:
                 raise InputError(f"{name} must lie between 0 and 0.5, got {getattr(self, name)}")
 
 
-def impressions(events: Path, options: ImpressionOptions) -> pd.DataFrame:
+NOTHING_DELETED = np.zeros(0, dtype=np.int64)
+
+
+def impressions(
+    events: Path, options: ImpressionOptions, deleted_D: np.ndarray = NOTHING_DELETED
+) -> pd.DataFrame:
     """impression_id, event_id, user_id, track_id, event_timestamp, label, part; ordered by time.
 
-    A sampled negative carries the event_id of the listen that brought it.
+    A sampled negative carries the event_id of the listen that brought it. `deleted_D`: event ids
+    that count as never having happened.
     """
     queries = {
         "complete": """SELECT event_id, user_id, track_id, event_timestamp,
@@ -71,7 +78,10 @@ def impressions(events: Path, options: ImpressionOptions) -> pd.DataFrame:
                 ORDER BY event_timestamp, event_id) = 1""",
     }
     with duckdb.connect() as connection:
-        connection.execute(f"CREATE VIEW events AS FROM '{events}/*.parquet'")
+        connection.register("deleted", pa.table({"event_id": deleted_D}))
+        connection.execute(
+            f"CREATE VIEW events AS FROM '{events}/*.parquet' ANTI JOIN deleted USING (event_id)"
+        )
         connection.execute("SET TimeZone = 'UTC'")
         query = queries[options.label_rule]
         rows = connection.sql(f"{query} ORDER BY event_timestamp, event_id").df()

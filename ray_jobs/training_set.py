@@ -5,6 +5,7 @@ Writes `training_sets/<id>/`: `train-*.parquet` (rows shuffled with the seed), `
 impressions of each track). Everything that a training run reads is in this one folder.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from feature_repo.artifacts import (
 )
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
-from ray_jobs.impressions import ImpressionOptions, impressions
+from ray_jobs.impressions import PARTS, ImpressionOptions, impressions
 from ray_jobs.progress import log, step
-from ray_jobs.sequences import events_id
+from ray_jobs.sequences import deletions, events_id
 
 ROWS_PER_FILE = 65_536
 
@@ -69,7 +70,7 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
         return read_manifest(folder, kind="training_set", made_by="train")
 
     with step("impressions", label_rule=options.impressions.label_rule):
-        rows = impressions(workspace.events, options.impressions)
+        rows = impressions(workspace.events, options.impressions, deletions(workspace))
     manifest = Manifest(
         kind="training_set",
         id=training_set_id,
@@ -84,39 +85,67 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
         },
     )
     with write_artifact(folder, manifest) as partial:
-        joined = _join_history(workspace, rows)
-        for part in ("validation", "test"):
-            selected = joined.filter(pa.compute.equal(joined["part"], part))
-            pq.write_table(selected.sort_by("impression_id"), partial / f"{part}.parquet")
-            manifest.rows[part] = selected.num_rows
-        train = joined.filter(pa.compute.equal(joined["part"], "train")).sort_by("impression_id")
-        order = np.random.default_rng(options.impressions.seed).permutation(train.num_rows)
-        for start in range(0, train.num_rows, ROWS_PER_FILE):
-            shuffled = train.take(order[start : start + ROWS_PER_FILE])
-            pq.write_table(shuffled, partial / f"train-{start // ROWS_PER_FILE:05d}.parquet")
-        manifest.rows["train"] = train.num_rows
+        manifest.rows = _write_rows(workspace, rows, options.impressions.seed, partial)
+        train = rows.loc[rows["part"] == "train", schema.TRACK_ID].to_numpy()
         _write_items(workspace, generation, train, partial / "items.safetensors")
     log.info("training set", id=training_set_id, **manifest.rows)
     return manifest
 
 
-def _join_history(workspace: Workspace, rows: pd.DataFrame) -> pa.Table:
+def _write_rows(
+    workspace: Workspace, rows: pd.DataFrame, seed: int, folder: Path
+) -> dict[str, int]:
+    """Joins the impressions with the user's sequence and writes each part; returns its rows.
+
+    The rows are brought into their order before the join, which keeps it, so that the joined ones
+    need not be held: the training part shuffled with the seed, the others by time.
+    """
+    parts = {part: np.flatnonzero(rows["part"] == part) for part in PARTS}
+    parts["train"] = np.random.default_rng(seed).permutation(parts["train"])
+    train_rows = len(parts["train"])
+    files = {
+        f"train-{start // ROWS_PER_FILE:05d}.parquet": min(ROWS_PER_FILE, train_rows - start)
+        for start in range(0, train_rows, ROWS_PER_FILE)
+    } | {f"{part}.parquet": len(parts[part]) for part in PARTS[1:]}
+    ordered = rows.iloc[np.concatenate(list(parts.values()))]
+    with step("point-in-time join", rows=len(rows)):
+        _write_files(_join_history(workspace, ordered), files, folder)
+    return {part: len(positions) for part, positions in parts.items()}
+
+
+def _join_history(workspace: Workspace, rows: pd.DataFrame) -> Iterator[pa.Table]:
     """Feast's point-in-time join of the user's sequence; an unknown user has an empty one."""
     from feature_repo.offline import point_in_time
     from feature_repo.store import open_store
 
     store = open_store(workspace)
-    with step("point-in-time join", rows=len(rows)):
-        tables = list(point_in_time(store, rows, schema.USER_SEQUENCE, [schema.SEQUENCE_TRACK_IDS]))
-    joined = pa.concat_tables(tables)
-    if joined.num_rows != len(rows):
+    return point_in_time(store, rows, schema.USER_SEQUENCE, [schema.SEQUENCE_TRACK_IDS])
+
+
+def _write_files(tables: Iterator[pa.Table], files: dict[str, int], folder: Path) -> None:
+    """Cuts a stream of rows into files of so many rows each. Errors if they are more or fewer."""
+    held = next(tables)
+    for name, rows in files.items():
+        with pq.ParquetWriter(folder / name, held.schema) as writer:
+            while rows:
+                if held.num_rows == 0:
+                    following = next(tables, None)
+                    if following is None:
+                        raise RuntimeError(f"the point-in-time join lacks {rows} rows for {name}")
+                    held = following
+                    continue
+                part = held.slice(0, rows)
+                writer.write_table(part)
+                rows -= part.num_rows
+                held = held.slice(part.num_rows)
+    left = held.num_rows + sum(table.num_rows for table in tables)
+    if left:
         raise RuntimeError(
-            f"the point-in-time join gave {joined.num_rows} rows for {len(rows)} impressions"
+            f"the point-in-time join gave {left} rows more than there are impressions"
         )
-    return joined
 
 
-def _write_items(workspace: Workspace, generation: Manifest, train: pa.Table, path: Path) -> None:
+def _write_items(workspace: Workspace, generation: Manifest, train: np.ndarray, path: Path) -> None:
     from feature_repo.item_table import read_codes_offline
     from feature_repo.store import open_store
 
@@ -126,7 +155,7 @@ def _write_items(workspace: Workspace, generation: Manifest, train: pa.Table, pa
         generation.info["families"],
         generation.info["levels"],
     )
-    seen, counts = np.unique(train[schema.TRACK_ID].to_numpy(), return_counts=True)
+    seen, counts = np.unique(train, return_counts=True)
     tensors: dict[str, Any] = {
         "track_ids": track_ids,
         "codes": codes,

@@ -1,13 +1,14 @@
 """The HTTP application: a plain FastAPI app, run by Ray Serve or by any ASGI server.
 
-POST /v1/rank   {"user_id": 7, "candidates": [3, 1, 2]}
-GET  /healthz   the process answers
-GET  /readyz    a release is loaded: its id
+POST /v1/rank     {"user_id": 7, "candidates": [3, 1, 2]}
+POST /v1/events   live events (serving/events.py)
+GET  /healthz     the process answers
+GET  /readyz      a release is loaded: its id
 """
 
 from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,9 +59,10 @@ def rank(ranker: ReleaseRanker, request: RankRequest) -> RankResponse:
     )
 
 
-def create_app(ranker: ReleaseRanker) -> FastAPI:
-    """The application around a loaded release."""
+def create_app(ranker: ReleaseRanker, events: APIRouter) -> FastAPI:
+    """The application around a loaded release and the route that takes events."""
     app = FastAPI(title="Crescendo", docs_url=None, redoc_url=None)
+    app.include_router(events)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

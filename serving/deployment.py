@@ -16,8 +16,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
+from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
 from serving.releases import Release, live_release
 
@@ -27,7 +28,7 @@ LOGICAL_CPUS = 8
 SIGNAL_CHECK_S = 0.5
 
 
-def load_app(workspace: Workspace, release: Release) -> FastAPI:
+def load_app(workspace: Workspace, release: Release, *, logged_share: float = 0.0) -> FastAPI:
     """Loads the release, warms it up and builds the application around it."""
     import torch
 
@@ -35,18 +36,40 @@ def load_app(workspace: Workspace, release: Release) -> FastAPI:
     from serving.ranker import ReleaseRanker
 
     torch.set_num_threads(1)  # replicas share the cores; one request is too small to split
-    ranker = ReleaseRanker(workspace, release)
+    ranker = ReleaseRanker(workspace, release, logged_share=logged_share)
     ranker.warm_up()
+    events = load_events(workspace)
     # The heap now holds torch, Feast and the catalogue: without this, each full collection walks
     # it and a request waits for hundreds of milliseconds.
     gc.collect()
     gc.freeze()
-    return create_app(ranker)
+    return create_app(ranker, events)
+
+
+def load_events(workspace: Workspace) -> APIRouter:
+    """The route that takes live events; it refuses them where the online store cannot merge."""
+    from feature_repo.live_events import LiveEvents
+    from feature_repo.store import open_store
+    from serving.events import events_router, refusing_router
+
+    try:
+        # A store of its own: rankings read in another thread.
+        return events_router(LiveEvents(workspace, open_store(workspace)))
+    except ArtifactError:
+        raise
+    except InputError as error:
+        logging.getLogger(__name__).warning("no live events are taken: %s", error)
+        return refusing_router(str(error))
 
 
 @contextmanager
-def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) -> Iterator[str]:
-    """Serves the live release until the block ends. Yields the URL once it answers."""
+def running(
+    workspace: Workspace, *, host: str, port: int, replicas: int = 1, logged_share: float = 0.0
+) -> Iterator[str]:
+    """Serves the live release until the block ends. Yields the URL once it answers.
+
+    `logged_share`: share of users whose reads are kept for `crescendo audit`.
+    """
     # On a busy machine Ray's workers, niced by 15, and its proxy, given 5 s to come up, would not
     # be ready in time: Serve kills such a proxy, and the start fails.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -59,7 +82,7 @@ def running(workspace: Workspace, *, host: str, port: int, replicas: int = 1) ->
     release = live_release(workspace)
 
     def build() -> FastAPI:
-        return load_app(workspace, release)
+        return load_app(workspace, release, logged_share=logged_share)
 
     joined = ray.is_initialized()
     if os.environ.get("RAY_ADDRESS"):
@@ -94,11 +117,15 @@ def stop_on_signal(stop: threading.Event) -> None:
         signal.signal(name, lambda *_: stop.set())
 
 
-def serve_until_signal(workspace: Workspace, *, host: str, port: int, replicas: int) -> None:
+def serve_until_signal(
+    workspace: Workspace, *, host: str, port: int, replicas: int, logged_share: float = 0.0
+) -> None:
     """Serves the live release until SIGINT or SIGTERM, also one that comes during the start."""
     stop = threading.Event()
     stop_on_signal(stop)
-    with running(workspace, host=host, port=port, replicas=replicas) as url:
+    with running(
+        workspace, host=host, port=port, replicas=replicas, logged_share=logged_share
+    ) as url:
         stop_on_signal(stop)  # Ray puts a handler of its own in place when it starts
         print(f"serving at {url}/v1/rank; stop with Ctrl-C", file=sys.stderr, flush=True)
         # Ray's threads may take the signal: only a main thread that wakes up runs the handler.

@@ -19,11 +19,12 @@ from feature_repo import schema
 from feature_repo.artifacts import read_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.item_table import read_codes_online
-from feature_repo.store import open_store, read_online
+from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
 from models.batch import ItemTable, Vocabulary, make_batch
 from models.rankers import load_ranker
 from serving.releases import Release
+from serving.user_rows import UserRows
 
 WARM_UP_CANDIDATES = 500
 
@@ -45,7 +46,10 @@ class Ranking:
 class ReleaseRanker:
     """One release, loaded and checked, ready to rank."""
 
-    def __init__(self, workspace: Workspace, release: Release) -> None:
+    def __init__(
+        self, workspace: Workspace, release: Release, *, logged_share: float = 0.0
+    ) -> None:
+        """`logged_share`: share of users whose reads are kept for `crescendo audit`."""
         self.release = release
         folder = workspace.models / release.model_id
         manifest = read_manifest(folder, kind="model", made_by="train")
@@ -70,6 +74,7 @@ class ReleaseRanker:
         )
         self._store = open_store(workspace)
         self._check_features(config["families"])
+        self.user_rows = UserRows(workspace, self._store, self._user_features, logged_share)
         generation_folder = workspace.generations / release.generation_id
         read_manifest(generation_folder, kind="generation", made_by="quantize")
         catalogue = pq.read_table(generation_folder / "ids.parquet", columns=[schema.TRACK_ID])
@@ -112,7 +117,7 @@ class ReleaseRanker:
 
     def rank(self, user_id: int, candidates: Sequence[int]) -> Ranking:
         """Orders the candidates by score, ties by track id. A repeated candidate counts once."""
-        history = self._read_history(user_id)
+        history = self.user_rows.listens(user_id)
         wanted = np.unique(np.array(candidates, dtype=np.int64))
         known = self._items.knows(wanted)
         tracks_B = wanted[known]
@@ -128,12 +133,6 @@ class ReleaseRanker:
     def warm_up(self) -> None:
         """The first pass allocates and compiles: a request should not pay for it."""
         self.rank(0, self._items.track_ids_I[:WARM_UP_CANDIDATES].tolist())
-
-    def _read_history(self, user_id: int) -> np.ndarray | None:
-        row = read_online(self._store, schema.USER_ID, [user_id], self._user_features)
-        listens = row[schema.SEQUENCE_TRACK_IDS][0]
-        # Feast's Redis store says of an absent user that the value is an empty list.
-        return np.array(listens, dtype=np.int64) if listens else None
 
     @torch.inference_mode()
     def _score(self, history: np.ndarray | None, tracks_B: np.ndarray) -> np.ndarray:

@@ -151,3 +151,13 @@ def test_times_are_utc_moments(tmp_path):
     rows = made(tmp_path, FEW, "complete")
     assert rows["event_timestamp"].iloc[0] == pd.Timestamp(START)
     assert rows["event_timestamp"].iloc[1] == pd.Timestamp(START + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("rule", ["complete", "favourite", "sampled_negatives"])
+def test_a_deleted_event_never_happened(tmp_path, rule):
+    write_events(Workspace(tmp_path / "all"), FEW)
+    write_events(Workspace(tmp_path / "less"), [row for row in FEW if row["event_id"] != 1])
+    options = ImpressionOptions(label_rule=rule)
+    found = impressions(Workspace(tmp_path / "all").events, options, np.array([1]))
+    expected = impressions(Workspace(tmp_path / "less").events, options)
+    pd.testing.assert_frame_equal(found, expected)

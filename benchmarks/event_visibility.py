@@ -1,0 +1,235 @@
+"""How soon a live event is seen by the next ranking, at a steady rate of events.
+
+    python benchmarks/event_visibility.py [--rate 200] [--seconds 60] [--quick]
+
+The real application on uvicorn, a small release trained for it, its online rows first in Redis,
+then in SQLite (--quick: 5 s on Redis). Events come by a Poisson process, whether earlier ones are
+answered or not, each the first listen of a new user. From the moment at which it was due until a
+ranking that was asked for after its answer knows the user: that is the time measured, client,
+HTTP, journal, store and scoring included. At the end the journal is folded and counted: `lost` are
+events that were answered and are not in the log. The last line is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.trained
+
+from feature_repo.event_journal import fold
+from feature_repo.workspace import Workspace
+
+WARM_UP = 50
+FIRST_USER = 1_000_000
+CANDIDATES = list(range(1, 31))
+GIVE_UP_S = 10.0
+STARTS_WITHIN_S = 120.0
+SERVER = """
+import sys
+from pathlib import Path
+import uvicorn
+from feature_repo.workspace import Workspace
+from serving.deployment import load_app
+from serving.releases import live_release
+workspace = Workspace(Path(sys.argv[1]))
+app = load_app(workspace, live_release(workspace))
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rate", type=float, default=200.0, help="events a second")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of each run")
+    parser.add_argument("--quick", action="store_true", help="5 seconds, Redis alone")
+    options = parser.parse_args()
+    seconds = 5.0 if options.quick else options.seconds
+    stores = ["redis"] if options.quick else ["redis", "sqlite"]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    result: dict[str, object] = {"rate": options.rate, "seconds": seconds}
+    with tempfile.TemporaryDirectory(prefix="visibility-") as folder:
+        trained = release_of_its_own(Path(folder) / "trained")
+        for store in stores:
+            result[store] = measured(trained, store, options.rate, seconds)
+    show(result, stores)
+    print(json.dumps(result))
+
+
+def release_of_its_own(folder: Path) -> Workspace:
+    """A small published workspace with a live release."""
+    from ray_jobs.ray_session import ray_session
+    from serving.releases import make_release
+    from tests.trained import published_workspace, train_small
+
+    write_settings(folder, packed_sqlite())
+    with ray_session():
+        workspace = published_workspace(folder)
+        train_small(workspace, epochs=1)
+    make_release(workspace)
+    return workspace
+
+
+def packed_sqlite() -> dict[str, str]:
+    from feature_repo.store_settings import PACKED_SQLITE
+
+    return {"type": PACKED_SQLITE, "path": "online.db"}
+
+
+def write_settings(folder: Path, online_store: dict[str, str]) -> None:
+    from feature_repo.store_settings import ASOF, STORE_SETTINGS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stores = {"online_store": online_store, "offline_store": {"type": ASOF}}
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump({**STORE_SETTINGS, **stores}))
+
+
+def measured(trained: Workspace, store: str, rate: float, seconds: float) -> dict[str, object]:
+    from feature_repo.store_settings import PACKED_REDIS
+    from ray_jobs.publish import publish
+    from serving.releases import make_release
+
+    workspace = Workspace(trained.root.with_name(store))
+    shutil.copytree(trained.root, workspace.root)
+    with redis_server() as address:
+        online = {"type": PACKED_REDIS, "connection_string": address}
+        write_settings(workspace.root, online if store == "redis" else packed_sqlite())
+        publish(workspace)
+        make_release(workspace)
+        with server(workspace) as url:
+            times, unseen = asyncio.run(run(url, rate, seconds))
+        answered = WARM_UP + len(times) + unseen
+        folded = fold(workspace)
+    seen = np.array(times).reshape(-1, 2) * 1000
+    return {
+        "events": answered - WARM_UP,
+        "lost": answered - folded,
+        "unseen": unseen,
+        **{f"answered_p{p}_ms": round(float(np.percentile(seen[:, 0], p)), 1) for p in (50, 95)},
+        **{f"visible_p{p}_ms": round(float(np.percentile(seen[:, 1], p)), 1) for p in (50, 95, 99)},
+    }
+
+
+async def run(url: str, rate: float, seconds: float) -> tuple[list[tuple[float, float]], int]:
+    """Seconds until the answer, and until the user is known, of each event; how many never were."""
+    random = np.random.default_rng(0)
+    due = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
+    limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=GIVE_UP_S) as client:
+        await asyncio.gather(*(one_event(client, n, 0.0) for n in range(-WARM_UP, 0)))
+        started = time.perf_counter()
+        tasks = []
+        for number, at in enumerate(due):
+            await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
+            tasks.append(asyncio.create_task(one_event(client, number, started + at)))
+        found = await asyncio.gather(*tasks)
+    times = [pair for pair in found if pair is not None]
+    return times, len(found) - len(times)
+
+
+async def one_event(
+    client: httpx.AsyncClient, number: int, due: float
+) -> tuple[float, float] | None:
+    user = FIRST_USER + number
+    event = {
+        "event_id": 2**62 + number,
+        "user_id": user,
+        "track_id": CANDIDATES[number % len(CANDIDATES)],
+        "event_timestamp": datetime.now(UTC).isoformat(),
+        "action": "play",
+    }
+    answer = await post(client, "/v1/events", {"events": [event]})
+    assert answer["rejected"] == 0, answer
+    answered = time.perf_counter()
+    while time.perf_counter() < answered + GIVE_UP_S:
+        ranking = await post(client, "/v1/rank", {"user_id": user, "candidates": CANDIDATES})
+        if not ranking["missing"]["user"]:
+            return answered - due, time.perf_counter() - due
+    return None
+
+
+async def post(client: httpx.AsyncClient, path: str, request: dict) -> dict:
+    """The answer; asked again where the connection was lost, which both routes allow."""
+    while True:
+        try:
+            answer = await client.post(path, json=request)
+        except httpx.TransportError:
+            continue
+        answer.raise_for_status()
+        return answer.json()
+
+
+@contextmanager
+def redis_server():
+    port = free_port()
+    settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("Ready to accept connections" in line for line in process.stdout)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def server(workspace: Workspace):
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(workspace.root), str(port)])
+    url = f"http://127.0.0.1:{port}"
+    give_up = time.monotonic() + STARTS_WITHIN_S
+    try:
+        while True:
+            try:
+                httpx.get(f"{url}/healthz").raise_for_status()
+                break
+            except httpx.ConnectError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < give_up, f"no answer within {STARTS_WITHIN_S} s"
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def show(result: dict[str, object], stores: list[str]) -> None:
+    table = Table(title=f"{result['rate']:g} events/s for {result['seconds']:g} s, ms")
+    names = list(result[stores[0]])
+    table.add_column("")
+    for store in stores:
+        table.add_column(store, justify="right")
+    for name in names:
+        values = (str(result[store][name]) for store in stores)
+        table.add_row(name.removesuffix("_ms").replace("_", " "), *values)
+    console = Console()
+    console.print(table)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("feast", "fastapi", "uvicorn"))
+    console.print(f"{os.cpu_count()} cores, {platform.machine()}; {versions}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The HTTP route that takes live events.
+
+POST /v1/events   {"events": [{"event_id": 1, "user_id": 7, "track_id": 3, "action": "play",
+                               "event_timestamp": "2026-01-02T03:04:05Z"}]}
+
+An event that the answer calls accepted is safe and in its user's row: the next ranking reads it.
+A request of the wrong form is refused as a whole (422); what is wrong with a single event's time or
+id is said in its receipt. The same request may be sent again until it is answered. A new user gets
+a first row; a track that no generation knows yet is kept and has no IDs.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from feature_repo.live_events import LiveEvent, LiveEvents, Receipt
+
+MAX_EVENTS = 1000
+MAX_TOGETHER = 5000
+"""Events of one sync and one write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """One request's events, and where its receipts are awaited."""
+
+    events: list[LiveEvent]
+    receipts: Future[list[Receipt]] = field(default_factory=Future)
+
+
+class Together:
+    """Requests that come while others are worked on go together into the next `take`.
+
+    Sync to disk and write cost about as much for many events as for one. A thread waits for them,
+    so that rankings go on meanwhile.
+    """
+
+    def __init__(self, live: LiveEvents) -> None:
+        self._live = live
+        self._lock = threading.Lock()
+        self._waiting: deque[Waiting] = deque()
+        self._working = False
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="live-events")
+
+    async def take(self, events: list[LiveEvent]) -> list[Receipt]:
+        """As `LiveEvents.take`, and raises what it raises."""
+        waiting = Waiting(events=events)
+        with self._lock:
+            self._waiting.append(waiting)
+            if not self._working:
+                self._working = True
+                self._worker.submit(self._work)
+        return await asyncio.wrap_future(waiting.receipts)
+
+    def _work(self) -> None:
+        while group := self._next_group():
+            try:
+                receipts = iter(self._live.take([e for waiting in group for e in waiting.events]))
+                for waiting in group:
+                    own = list(islice(receipts, len(waiting.events)))
+                    if waiting.receipts.set_running_or_notify_cancel():  # else the client is gone
+                        waiting.receipts.set_result(own)
+            except BaseException as error:
+                for waiting in group:
+                    if not waiting.receipts.done():
+                        waiting.receipts.set_exception(error)
+
+    def _next_group(self) -> list[Waiting]:
+        with self._lock:
+            group: list[Waiting] = []
+            size = 0
+            while self._waiting and (
+                not group or size + len(self._waiting[0].events) <= MAX_TOGETHER
+            ):
+                group.append(self._waiting.popleft())
+                size += len(group[-1].events)
+            self._working = bool(group)
+            return group
+
+
+class EventsRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[LiveEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventReceipt(BaseModel):
+    event_id: int
+    status: Literal["accepted", "pending", "rejected"]
+    reason: str | None = None
+
+
+class EventsResponse(BaseModel):
+    accepted: int
+    pending: int
+    """Safe, and online as soon as the online store answers again."""
+    rejected: int
+    events: list[EventReceipt]
+    """One receipt an event, in the order of the request."""
+
+
+def events_router(live: LiveEvents) -> APIRouter:
+    """The route around one process's LiveEvents."""
+    router = APIRouter()
+    together = Together(live)
+
+    @router.post("/v1/events", response_model=EventsResponse)
+    async def post_events(request: EventsRequest) -> EventsResponse | JSONResponse:
+        try:
+            receipts = await together.take(request.events)
+        except OSError as error:
+            reason = f"the event journal takes nothing: {error}; send the same events again"
+            return JSONResponse(status_code=503, content={"error": reason})
+        counts = dict.fromkeys(("accepted", "pending", "rejected"), 0)
+        for receipt in receipts:
+            counts[receipt.status] += 1
+        return EventsResponse(
+            **counts,
+            events=[
+                EventReceipt(event_id=r.event_id, status=r.status, reason=r.reason)
+                for r in receipts
+            ],
+        )
+
+    return router
+
+
+def refusing_router(reason: str) -> APIRouter:
+    """The route where no events can be taken: says why."""
+    router = APIRouter()
+
+    @router.post("/v1/events")
+    async def post_events(request: EventsRequest) -> JSONResponse:
+        return JSONResponse(status_code=503, content={"error": reason})
+
+    return router

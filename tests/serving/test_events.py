@@ -1,0 +1,162 @@
+"""`POST /v1/events`: in the next ranking, refused as a whole or one by one, from many at once."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+import yaml
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from feature_repo import schema
+from feature_repo.event_journal import fold, journal_folder
+from feature_repo.live_events import LiveEvents
+from feature_repo.store import open_store
+from feature_repo.workspace import Workspace
+from ray_jobs.publish import publish
+from serving.deployment import load_app
+from serving.events import MAX_EVENTS, events_router, refusing_router
+from serving.releases import live_release, make_release
+from tests.feature_repo.live_store import SQLITE, expected_rows, listen, live_store, online_rows
+
+LENGTH = 5
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return live_store(tmp_path / "w", SQLITE, LENGTH)
+
+
+@pytest.fixture
+def client(opened):
+    app = FastAPI()
+    with closing(LiveEvents(*opened)) as live:
+        app.include_router(events_router(live))
+        yield TestClient(app)
+
+
+def body(*events):
+    return {"events": [json.loads(event.model_dump_json()) for event in events]}
+
+
+def test_events_are_answered_one_by_one(client, opened):
+    events = [listen(1), listen(2, user_id=8, action="skip"), listen(3)]
+    wrong = listen(4, event_timestamp=datetime(2199, 1, 1, tzinfo=UTC))
+    response = client.post("/v1/events", json=body(*events, wrong))
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["accepted"], answer["pending"], answer["rejected"]) == (3, 0, 1)
+    assert [receipt["event_id"] for receipt in answer["events"]] == [1, 2, 3, 4]
+    assert answer["events"][3] == {
+        "event_id": 4,
+        "status": "rejected",
+        "reason": "event_timestamp_in_the_future",
+    }
+    assert online_rows(opened[1], [7, 8]) == expected_rows(events, LENGTH)
+
+
+def test_the_same_request_twice_changes_nothing(client, opened):
+    workspace, store = opened
+    for _ in range(2):
+        assert client.post("/v1/events", json=body(listen(1), listen(2))).json()["accepted"] == 2
+    assert online_rows(store, [7]) == expected_rows([listen(1), listen(2)], LENGTH)
+    assert fold(workspace) == 2
+
+
+def test_many_at_once_are_all_there(client, opened):
+    events = [listen(n, user_id=7 + n % 3) for n in range(120)]
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda e: client.post("/v1/events", json=body(e)), events))
+    assert [answer.json()["accepted"] for answer in answers] == [1] * 120
+    assert online_rows(opened[1], [7, 8, 9]) == expected_rows(events, LENGTH)
+    assert fold(opened[0]) == 120
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"events": []},
+        {"events": [{}]},
+        {**body(listen(1)), "dry_run": True},
+        {"events": [body(listen(1))["events"][0] | {"mood": "good"}]},
+        {"events": [body(listen(1))["events"][0] | {"event_id": "1"}]},
+        {"events": [body(listen(1))["events"][0] | {"event_timestamp": "2026-01-01"}]},
+        body(*[listen(n) for n in range(MAX_EVENTS + 1)]),
+    ],
+)
+def test_a_request_of_the_wrong_form_is_refused_as_a_whole(client, opened, sent):
+    good = body(listen(9))["events"] if isinstance(sent.get("events"), list) else []
+    sent = {**sent, "events": good + sent["events"]} if sent.get("events") else sent
+    assert client.post("/v1/events", json=sent).status_code == 422
+    assert online_rows(opened[1], [7]) == {}
+    assert fold(opened[0]) == 0
+
+
+def test_a_journal_that_takes_nothing_is_said(client, opened):
+    """A file stands where the journal's folder has to be."""
+    journal_folder(opened[0]).write_text("in the way")
+    response = client.post("/v1/events", json=body(listen(1)))
+    assert response.status_code == 503
+    assert "the event journal takes nothing" in response.json()["error"]
+    journal_folder(opened[0]).unlink()
+    assert client.post("/v1/events", json=body(listen(1))).json()["accepted"] == 1
+
+
+def test_where_events_cannot_be_taken_the_route_says_why():
+    app = FastAPI()
+    app.include_router(refusing_router("rows are not packed"))
+    response = TestClient(app).post("/v1/events", json=body(listen(1)))
+    assert (response.status_code, response.json()) == (503, {"error": "rows are not packed"})
+
+
+def packed_copy(workspace, folder):
+    """A workspace of its own, published to a store that merges, with a live release."""
+    shutil.copytree(workspace.root, folder)
+    settings = yaml.safe_load((folder / "feature_store.yaml").read_text())
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings | {"online_store": SQLITE}))
+    copy = Workspace(folder)
+    publish(copy)
+    make_release(copy)
+    return copy
+
+
+def test_the_next_ranking_sees_the_event(trained, tmp_path):
+    """The real application: a new user's first listen, and one more of a known user."""
+    workspace = packed_copy(trained[0], tmp_path / "w")
+    client = TestClient(load_app(workspace, live_release(workspace)))
+
+    def rank(user_id):
+        request = {"user_id": user_id, "candidates": list(range(1, 31))}
+        answer = client.post("/v1/rank", json=request).json()
+        scores = {item["track_id"]: item["score"] for item in answer["results"]}
+        return scores, answer["missing"]["user"]
+
+    new_user, known_user, unknown_track = 555_001, 1, 999_999
+    now = datetime.now(UTC)
+    strangers, missing = rank(new_user)
+    assert missing
+    known, missing = rank(known_user)
+    assert not missing
+    events = [
+        listen(2**62, user_id=new_user, track_id=2, action="complete", event_timestamp=now),
+        listen(2**62 + 1, user_id=known_user, track_id=3, action="play", event_timestamp=now),
+    ]
+    answer = client.post("/v1/events", json=body(*events)).json()
+    assert answer["accepted"] == 2, answer
+    after, missing = rank(new_user)
+    assert not missing
+    assert after != strangers
+    assert rank(known_user)[0] != known
+    store = open_store(workspace)
+    row = online_rows(store, [known_user])[known_user]
+    assert row[schema.SEQUENCE_EVENT_IDS][-1] == 2**62 + 1
+    # A track that no generation knows is kept in the row, and has no IDs.
+    event = listen(2**62 + 2, user_id=known_user, track_id=unknown_track, event_timestamp=now)
+    assert client.post("/v1/events", json=body(event)).json()["accepted"] == 1
+    assert not rank(known_user)[1]
+    row = online_rows(store, [known_user])[known_user]
+    assert row[schema.SEQUENCE_TRACK_IDS][-1] == unknown_track
