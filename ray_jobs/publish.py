@@ -5,15 +5,15 @@
 Writes `features/track_semantic_ids_<generation>/`, the registry and the online store.
 """
 
-from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import schema
 from feature_repo.artifacts import Manifest, newest, read_manifest, write_artifact
+from feature_repo.published_stores import end_publishing
+from feature_repo.working_copy import publish_now
 from feature_repo.workspace import Workspace
 from ray_jobs.generation_table import IDS_FILE
 from ray_jobs.progress import step
@@ -27,16 +27,20 @@ def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str,
     generation = read_manifest(folder, kind="generation", made_by="quantize")
     for view in (schema.USER_SEQUENCE, schema.USER_STATS, schema.TRACK_STATS):
         source = workspace.feature_source(view)
-        read_manifest(source, kind="feature_source", made_by="sequences")
+        made = read_manifest(source, kind="feature_source", made_by="sequences")
+        if view == schema.USER_SEQUENCE:
+            length = made.options["length"]
     with step("import feast"):
         from feature_repo import feature_definitions as definitions
-        from feature_repo.store import apply, materialize, open_store
+        from feature_repo.store import apply, open_store
+        from ray_jobs.materialize import materialize_views
+        from ray_jobs.materialize_options import MaterializeOptions
     _write_semantic_ids(workspace, generation)
 
-    sources = (workspace.root / "features").absolute()
+    sources = workspace.published_sources
     families = tuple(generation.info["families"])
     semantic_ids = definitions.semantic_ids_view(sources, generation_id, families)
-    user_sequence = definitions.user_sequence_view(sources)
+    user_sequence = definitions.user_sequence_view(sources, length)
     user_stats = definitions.stats_view(sources, definitions.user)
     track_stats = definitions.stats_view(sources, definitions.track)
     views = [semantic_ids, track_stats, user_sequence, user_stats]
@@ -44,19 +48,19 @@ def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str,
         definitions.content_service(semantic_ids, track_stats),
         definitions.taste_service(user_sequence, user_stats),
     ]
-    store = open_store(workspace)
+    store = open_store(workspace, publishing=True)
+    publish_now(workspace)  # the registry is about to name the sources to other machines
     with step("feast apply"):
-        apply(store, [definitions.user, definitions.track, *views, *services])
-    as_of = _now(workspace)
-    rows = {}
-    for view in views:
-        with step(f"materialize {view.name}"):
-            folder = workspace.feature_source(view.name)
-            rows[view.name] = materialize(store, view, folder, as_of)
+        apply(store, [definitions.user, definitions.track, *views], then=services)
+    online = materialize_views(workspace, store, views, MaterializeOptions())["views"]
+    end_publishing(workspace.root)
+    with step("feast apply: services"):
+        # Only now: who follows a service goes from one whole generation to the next.
+        apply(store, services)
     return {
         "generation_id": generation_id,
         "views": [view.name for view in views],
-        "rows": rows,
+        "rows": {name: result["entities"] for name, result in online.items()},
         "feature_services": [service.name for service in services],
     }
 
@@ -74,13 +78,3 @@ def _write_semantic_ids(workspace: Workspace, generation: Manifest) -> None:
     )
     with write_artifact(workspace.feature_source(view), manifest) as partial:
         pq.write_table(table, partial / "part-0.parquet")
-
-
-def _now(workspace: Workspace) -> datetime:
-    """Now, or the last row of the listening log where that lies ahead of this machine's clock."""
-    source = workspace.feature_source(schema.USER_SEQUENCE)
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        query = f"SELECT epoch_us(max(event_timestamp)) FROM '{source}/*.parquet'"
-        ((last_us,),) = connection.sql(query).fetchall()
-    return max(datetime.now(UTC), datetime.fromtimestamp((last_us or 0) / 1e6, UTC))
