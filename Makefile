@@ -14,8 +14,9 @@ WORKSPACE ?= workspace
 demo: .venv/.installed
 	$(BIN)/crescendo --workspace $(WORKSPACE) demo
 
+# Two processes, one torch thread each: more threads than cores make OpenMP wait for itself.
 test: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -9,14 +9,13 @@ import os
 import shlex
 import sys
 import traceback
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from feature_repo.errors import InputError
+from feature_repo.errors import InputError, StoreUnavailableError
 from feature_repo.workspace import Workspace
-from ray_jobs.commands import features, ids, training
+from ray_jobs.commands import features, ids, training, trust
 from ray_jobs.commands.options import (
     BatchSize,
     Codes,
@@ -38,6 +37,9 @@ from ray_jobs.commands.options import (
     names,
 )
 
+READ_ONLY = ("rank", "serve", "freshness")
+"""Commands that leave a workspace in an object store as it is: they lock and publish nothing."""
+
 app = typer.Typer(
     help="Semantic IDs, features, training and ranking for a music catalogue.",
     no_args_is_help=True,
@@ -50,13 +52,33 @@ app = typer.Typer(
 def common(
     context: typer.Context,
     workspace: Annotated[
-        Path, typer.Option(help="Folder that everything is read from and written to.")
-    ] = Path("workspace"),
+        str,
+        typer.Option(
+            help="Folder that everything is read from and written to, or s3://BUCKET/PREFIX."
+        ),
+    ] = "workspace",
+    stores: Annotated[
+        str | None,
+        typer.Option(
+            help="redis://HOST:PORT/DB[?registry=postgresql://...][&project=NAME], or the path of "
+            "a feature_store.yaml: from now on the workspace's stores."
+        ),
+    ] = None,
 ) -> None:
+    from feature_repo.working_copy import working_copy
     from ray_jobs.progress import configure_logging
 
     configure_logging()
-    context.obj = Workspace(workspace)
+    read_only = context.invoked_subcommand in READ_ONLY
+    # Closed, and with that published, when the command has ended well.
+    context.obj = context.with_resource(working_copy(workspace, read_only=read_only))
+    if stores is not None:
+        from feature_repo.published_stores import set_stores
+
+        made = set_stores(context.obj, stores)
+        if made["changed"]:
+            needed = "; run `crescendo publish`" if made["publish_needed"] else ""
+            typer.echo(f"stores are now {made['stores']}{needed}", err=True)
 
 
 # The commands below this list start serving or make releases; no other module may import serving.
@@ -68,6 +90,14 @@ for command in (
     ids.quality,
     features.sequences,
     features.publish,
+    features.push,
+    features.materialize,
+    features.schedule,
+    trust.freshness,
+    trust.audit,
+    trust.replay,
+    trust.forget,
+    trust.retire,
     training.train,
     training.evaluate,
     training.study,
@@ -172,13 +202,18 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
     replicas: Annotated[int, typer.Option(help="Processes that rank.")] = 1,
+    log_share: Annotated[
+        float, typer.Option(help="Share of users whose reads are kept for `audit`.")
+    ] = 0.0,
 ) -> None:
     """Serves the live release until it is interrupted."""
     from serving.deployment import serve_until_signal
     from serving.releases import live_release
 
+    if not 0 <= log_share <= 1:
+        raise InputError(f"log_share must lie between 0 and 1, got {log_share}")
     live = live_release(context.obj)
-    serve_until_signal(context.obj, host=host, port=port, replicas=replicas)
+    serve_until_signal(context.obj, host=host, port=port, replicas=replicas, logged_share=log_share)
     answer({"release_id": live.release_id})
 
 
@@ -238,6 +273,9 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"error: {_in_this_workspace(str(error))}", err=True)
         code = 2
+    except StoreUnavailableError as error:
+        typer.echo(f"error: {_in_this_workspace(str(error))}", err=True)
+        code = 1
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except Exception:

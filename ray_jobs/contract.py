@@ -13,7 +13,7 @@ When too many rows are rejected nothing of this changes, and the rejected rows g
 `<workspace>/reports/rejected_rows`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from feature_repo.schema import EVENTS, TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs.contract_checks import Verdict, check_events, check_tracks, comparable
 from ray_jobs.contract_ids import NOTHING_KNOWN, TABLES, EventOrder, known_ids, numbered
+from ray_jobs.forget_deliveries import without_forgotten
 from ray_jobs.progress import step
 
 REJECTED_ROWS = "rejected_rows"
@@ -76,6 +77,8 @@ def write_contract_tables(
     Returns tracks, events, users, rejected (of both tables), rejected_by_reason and rows_in (of
     each table). In each table rows in = rows out + rows rejected.
     """
+    remembered = without_forgotten(workspace, source_tables.events)
+    source_tables = replace(source_tables, events=remembered)
     recorded = {"source": source, "max_rejected_share": max_rejected_share, **(options or {})}
     with step("ingest: check rows", source=source):
         tracks = check_tracks(source_tables.tracks)

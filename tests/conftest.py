@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
