@@ -176,9 +176,9 @@ def child(who: str, where: str, folder: Path, port: int) -> None:
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings(who, where, port)))
     store = FeatureStore(repo_path=str(folder))
     apply_views(store, str(folder / "features"), who)
-    seconds = {}
+    seconds, cpu_seconds = {}, {}
     for name in VIEWS:
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         if who == "stock":
             first = datetime(1970, 1, 1, tzinfo=UTC)
             store.materialize(first, datetime.now(UTC), feature_views=[name])
@@ -186,6 +186,7 @@ def child(who: str, where: str, folder: Path, port: int) -> None:
             view = store.get_feature_view(name)
             materialize_views(Workspace(folder), store, [view], MaterializeOptions())
         seconds[name] = time.perf_counter() - begin
+        cpu_seconds[name] = time.process_time() - cpu_begin
     values = {}
     for name in VIEWS:
         view = store.get_feature_view(name)
@@ -197,7 +198,8 @@ def child(who: str, where: str, folder: Path, port: int) -> None:
         values[name] = read.to_dict()
     (folder / "values.json").write_text(json.dumps(values, sort_keys=True))
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gb": peak_gb}), flush=True)
+    answer = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak_gb}
+    print(json.dumps(answer), flush=True)
     os._exit(0)  # DuckDB's binding would print pages about what Feast still holds
 
 
@@ -251,8 +253,7 @@ def main() -> None:
     tracks, users = (QUICK_TRACKS, QUICK_USERS) if options.quick else (TRACKS, USERS)
     rounds = 1 if options.quick else options.rounds
     entities = {name: tracks if name.startswith("track") else users for name in VIEWS}
-    seconds: dict[tuple[str, str], list[dict[str, float]]] = {}
-    peak_gb: dict[tuple[str, str], float] = {}
+    answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     identical = True
     with tempfile.TemporaryDirectory(prefix="sources-") as name:
         write_sources(Path(name), tracks, users)
@@ -263,48 +264,44 @@ def main() -> None:
                     read = []
                     for who in ("stock", "ours"):
                         answer, values = measured(who, where, Path(name), port)
-                        seconds.setdefault((who, where), []).append(answer["seconds"])
-                        peak = max(peak_gb.get((who, where), 0.0), answer["peak_gb"])
-                        peak_gb[who, where] = peak
+                        answers.setdefault((who, where), []).append(answer)
                         read.append(values)
                 identical &= read[0] == read[1]
-    show(seconds, peak_gb, entities, identical)
+    show(answers, entities, identical)
 
 
 def show(
-    seconds: dict[tuple[str, str], list[dict[str, float]]],
-    peak_gb: dict[tuple[str, str], float],
-    entities: dict[str, int],
-    identical: bool,
+    answers: dict[tuple[str, str], list[dict[str, Any]]], entities: dict[str, int], identical: bool
 ) -> None:
-    """Medians over the rounds, as a table and as JSON."""
+    """Medians over the rounds, as a table and as JSON. CPU: of the process, without Redis's."""
     from rich.console import Console
     from rich.table import Table
 
+    def median(who: str, where: str, measure: str, view: str) -> float:
+        return statistics.median(answer[measure][view] for answer in answers[who, where])
+
     packages = ", ".join(f"{name} {version(name)}" for name in ("feast", "duckdb", "redis"))
     table = Table(title=f"materialize, rows/s ({os.cpu_count()} cores, {packages})")
-    for column in ("store", "view", "rows", "stock", "ours", "ratio"):
+    for column in ("store", "view", "rows", "stock", "ours", "ratio", "ratio of CPU time"):
         table.add_column(column, justify="right")
     result: dict[str, Any] = {}
     for where in ("redis", "sqlite"):
-        rates = {
-            who: {
-                name: entities[name] / statistics.median(r[name] for r in seconds[who, where])
-                for name in VIEWS
-            }
-            for who in ("stock", "ours")
-        }
         for name in VIEWS:
-            stock, ours = rates["stock"][name], rates["ours"][name]
+            stock = entities[name] / median("stock", where, "seconds", name)
+            ours = entities[name] / median("ours", where, "seconds", name)
+            cpu = median("stock", where, "cpu_seconds", name)
+            cpu /= median("ours", where, "cpu_seconds", name)
             result[f"{where}_{name}"] = {
                 "stock_rows_s": round(stock),
                 "ours_rows_s": round(ours),
                 "ratio": round(ours / stock, 2),
+                "cpu_ratio": round(cpu, 2),
             }
-            cells = (f"{stock:,.0f}", f"{ours:,.0f}", f"{ours / stock:.1f}")
+            cells = (f"{stock:,.0f}", f"{ours:,.0f}", f"{ours / stock:.1f}", f"{cpu:.1f}")
             table.add_row(where, name, f"{entities[name]:,}", *cells)
         for who in ("stock", "ours"):
-            result[f"{where}_{who}_peak_gb"] = round(peak_gb[who, where], 2)
+            peak_gb = max(answer["peak_gb"] for answer in answers[who, where])
+            result[f"{where}_{who}_peak_gb"] = round(peak_gb, 2)
     Console(width=100).print(table)
     result |= {"identical": identical, "machine": platform.processor() or platform.machine()}
     print(json.dumps(result))
