@@ -122,7 +122,10 @@ class AsofRetrievalJob(RetrievalJob):
     def to_remote_storage(self) -> list[str]:
         """Writes the rows under `offline_store.staging_location`; returns the file's URI."""
         if self._staging_location is None:
-            raise NotImplementedError("set offline_store.staging_location in feature_store.yaml")
+            raise InputError(
+                "to_remote_storage has no place to write to; set offline_store.staging_location in "
+                "feature_store.yaml"
+            )
         path = f"{self._staging_location.rstrip('/')}/{uuid4().hex}/part-0.parquet"
         self.write_parquet(path)
         return [path]
