@@ -15,10 +15,9 @@ has lost rows. An older row never overwrites a newer one, so no order of runs do
 
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
 import numpy as np
 from feast import FeatureStore, FeatureView
 
@@ -34,7 +33,7 @@ from ray_jobs.materialize_chunks import write_range
 from ray_jobs.materialize_options import MaterializeOptions
 from ray_jobs.materialize_range import Range, range_of, settled_until, store_identity
 from ray_jobs.materialize_registry import record_interval
-from ray_jobs.materialize_source import ViewSource
+from ray_jobs.materialize_source import ViewSource, last_moment
 from ray_jobs.materialize_stock import materialize_stock
 from ray_jobs.progress import log, step
 from ray_jobs.watermarks import (
@@ -81,14 +80,8 @@ def materialize_views(
 
 def moment_of(workspace: Workspace) -> datetime:
     """Now, or the last row of the listening log where that lies ahead of this machine's clock."""
-    source = workspace.feature_source(schema.USER_SEQUENCE)
-    now = datetime.now(UTC)
-    if not source.is_dir():
-        return now
-    with duckdb.connect() as connection:
-        query = f"SELECT epoch_us(max(event_timestamp)) FROM '{source}/*.parquet'"
-        ((last_us,),) = connection.sql(query).fetchall()
-    return max(now, EPOCH + timedelta(microseconds=last_us or 0))
+    paths = sorted(workspace.feature_source(schema.USER_SEQUENCE).glob("*.parquet"))
+    return max([datetime.now(UTC), *filter(None, map(last_moment, paths))])
 
 
 def _all_views(store: FeatureStore, location: str) -> tuple[str, ...]:

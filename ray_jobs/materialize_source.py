@@ -6,16 +6,19 @@ is its value) or a sequence (its rows are listens, its value the last N of them)
 """
 
 import copy
+import os
 import threading
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from feast import FeatureView
 
 from feature_repo import schema
@@ -30,6 +33,13 @@ BUCKETS = 1024
 MEMORY_MB = 1024
 """DuckDB's bound for questions to a source; what needs more goes to its temporary files."""
 US = timedelta(microseconds=1)
+LISTENS = {
+    schema.SEQUENCE_TRACK_IDS: "track_id",
+    schema.SEQUENCE_TIMESTAMPS: "epoch_us(listened_at)",
+    schema.SEQUENCE_ACTIONS: "action",
+    schema.SEQUENCE_EVENT_IDS: "event_id",
+}
+"""List feature of a sequence view -> SQL over its log."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,9 @@ class ViewSource:
 
         The last row's moment, or the making of the source where its log lies ahead of the clock.
         """
-        last = self.last_moment()
+        (last_us,) = self._one("SELECT epoch_us(max(event_timestamp)) FROM source")
         made_us = _us(self.made_at)
-        return made_us if last is None else min(made_us, _us(last))
+        return made_us if last_us is None else min(made_us, last_us)
 
     def settled(self, until: datetime) -> Settled:
         """Count and checksum of the rows up to `until`, whatever files they lie in.
@@ -191,30 +201,24 @@ class ViewSource:
                 f"QUALIFY row_number() OVER (PARTITION BY {quoted(self.key)} "
                 f"ORDER BY {', '.join(order)}) = 1 ORDER BY {quoted(self.key)}"
             )
-        else:
-            columns = {
-                schema.SEQUENCE_TRACK_IDS: "track_id",
-                schema.SEQUENCE_TIMESTAMPS: "epoch_us(listened_at)",
-                schema.SEQUENCE_ACTIONS: "action",
-                schema.SEQUENCE_EVENT_IDS: "event_id",
-            }
-            listen = ", ".join(f"{name}: {columns[name]}" for name in names)
-            lists = ", ".join(f"list_transform(w, lambda x: x.{name}) AS {name}" for name in names)
-            # max(..., N) holds N listens a user, however many there are.
-            query = (
-                f"SELECT * EXCLUDE (w), {lists} FROM ("
-                f"SELECT {quoted(self.key)}, max(event_timestamp) AS event_timestamp, list_reverse("
-                f"max({{first_by: listened_at, then_by: event_id, {listen}}}, {self.length})) AS w "
-                f"FROM source WHERE {self._up_to(until)} "
-                f"AND {quoted(self.key)} IN (SELECT id FROM ids) "
-                f"GROUP BY {quoted(self.key)}) ORDER BY {quoted(self.key)}"
-            )
-        return self._table(query, ids=pa.table({"id": ids}))
-
-    def last_moment(self) -> datetime | None:
-        """The largest event_timestamp of the source."""
-        (last_us,) = self._one("SELECT epoch_us(max(event_timestamp)) FROM source")
-        return None if last_us is None else _from_us(last_us)
+            return self._table(query, ids=pa.table({"id": ids}))
+        # max(..., N) holds N listens a user, however many there are.
+        query = (
+            f"SELECT {quoted(self.key)}, max(event_timestamp) AS event_timestamp, list_reverse("
+            "max({first_by: listened_at, then_by: event_id, "
+            f"{', '.join(f'{name}: {LISTENS[name]}' for name in names)}}}, {self.length})) AS w "
+            f"FROM source WHERE {self._up_to(until)} "
+            f"AND {quoted(self.key)} IN (SELECT id FROM ids) "
+            f"GROUP BY {quoted(self.key)} ORDER BY {quoted(self.key)}"
+        )
+        table = self._table(query, ids=pa.table({"id": ids}))
+        windows = table["w"].combine_chunks()
+        # A list of structs to lists of their fields: they have its offsets in common.
+        for name in names:
+            values = pc.struct_field(windows.values, name)
+            lists = pa.ListArray.from_arrays(windows.offsets, values)
+            table = table.append_column(name, lists)
+        return table.drop_columns(["w"])
 
     def _up_to(self, until: datetime) -> str:
         return f"event_timestamp <= {_moment(until)}"
@@ -237,19 +241,43 @@ class ViewSource:
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
-        """One for all questions: opening one costs more than most answers."""
-        connection = duckdb.connect()
+        """One for all questions."""
+        connection = _database(os.getpid()).cursor()
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
         files = ", ".join(literal(str(self.folder / name)) for name in self.files)
         stamp = quoted(self.view.batch_source.timestamp_field)
         connection.execute(
-            f"CREATE VIEW source AS SELECT * EXCLUDE ({stamp}), "
+            f"CREATE TEMP VIEW source AS SELECT * EXCLUDE ({stamp}), "
             f"{stamp}::TIMESTAMPTZ AS event_timestamp "
             f"FROM read_parquet([{files}], union_by_name = true)"
         )
         return connection
+
+
+def last_moment(path: Path) -> datetime | None:
+    """The largest `event_timestamp` of a parquet file, as its footer says it; None without rows.
+
+    Raises ArtifactError for a file that cannot be read, or whose writer left that out.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        column = metadata.schema.names.index(schema.EVENT_TIMESTAMP)
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        newest = [group.column(column).statistics.max for group in groups if group.num_rows]
+    except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} does not say when its last row is ({error}); run `crescendo sequences` again"
+        ) from error
+    # Times without a zone are UTC.
+    return max((at if at.tzinfo else at.replace(tzinfo=UTC) for at in newest), default=None)
+
+
+@cache
+def _database(process: int) -> duckdb.DuckDBPyConnection:
+    """One of a process for all sources: opening one costs more than most answers. A forked child
+    has none of its parent's threads, so it opens its own."""
+    settings = {"memory_limit": f"{MEMORY_MB}MB", "preserve_insertion_order": False}
+    return duckdb.connect(config=settings)
 
 
 def _moment(moment: datetime) -> str:

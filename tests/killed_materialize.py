@@ -29,6 +29,7 @@ from tests.view_sources import (
     packed_settings,
     plain_row,
     random_rows,
+    until,
     write_both,
 )
 
@@ -41,11 +42,7 @@ def log(first_hours: float | None = None) -> tuple[list, list]:
     plain, listens = random_rows(5, 12, 160, HOURS)
     listens.append(listen(10_000, 1, HOURS + 1))
     if first_hours is not None:
-        rows = [
-            [r for r in some if r["event_timestamp"] <= at(first_hours)]
-            for some in (plain, listens)
-        ]
-        return rows[0], rows[1]
+        return until(plain, first_hours), until(listens, first_hours)
     late = [listen(20_000 + n, n % 12 + 1, 40 + n) for n in range(5)]
     return [*plain, plain_row(99, 41, 7)], [*listens, *late]
 

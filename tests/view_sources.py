@@ -40,6 +40,11 @@ def at(hours: float) -> datetime:
     return START + timedelta(hours=hours)
 
 
+def until(rows: Iterable[dict[str, Any]], hours: float) -> list[dict[str, Any]]:
+    """The rows that are there at that hour."""
+    return [row for row in rows if row["event_timestamp"] <= at(hours)]
+
+
 def plain_row(user: int, hours: float, value: int) -> dict[str, Any]:
     return {
         "user_id": user,

@@ -1,7 +1,7 @@
 """Whole views read at one moment or over a range: newest rows, and all rows.
 
 What materialization and saved data sets read. Streamed: DuckDB sorts within its memory limit, and
-of an event log only one batch of users is held.
+of an event log only one batch of users is held. Opens DuckDB only for what it has to sort.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from feature_repo.stores.asof_sources import (
     session,
 )
 from feature_repo.stores.event_windows import ragged
+from feature_repo.stores.log_files import Batch, sorted_by_user, user_batches, whole_users
 
 CHUNK_VALUES = 2_000_000
 """List values of one feature in one chunk: 16 MB."""
@@ -64,6 +65,12 @@ class ViewRange:
         found = [f"{stamp} {sign} {moment(us(at))}" for sign, at in bounds if at is not None]
         return " AND ".join(found) or "TRUE"
 
+    @property
+    def bounds_us(self) -> tuple[int | None, int | None]:
+        """The range in microseconds, both ends inclusive; None where it is open."""
+        low = None if self.start is None else us(self.start) + (not self.start_inclusive)
+        return low, None if self.end is None else us(self.end)
+
 
 def newest_rows(
     view: ViewRange, limits: SessionLimits, *, chunk_rows: int, whole_windows: bool
@@ -73,13 +80,13 @@ def newest_rows(
     A sequence view's row is the window over the rows of the range alone, or, with
     `whole_windows`, over all rows up to its end. At least one table, maybe empty, comes.
     """
+    if view.length is not None:
+        chunk = max(1, min(chunk_rows, CHUNK_VALUES // view.length))
+        batches = _user_batches(view, limits, whole_windows)
+        parts = (part for batch in batches for part in _newest_windows(batch, view, chunk))
+        yield from _never_none(parts, _no_windows(view))
+        return
     with session(limits, [view.source]) as (connection, _):
-        if view.length is not None:
-            batches = _user_batches(connection, view, whole_windows)
-            chunk = max(1, min(chunk_rows, CHUNK_VALUES // view.length))
-            parts = (part for batch in batches for part in _newest_windows(batch, view, chunk))
-            yield from _never_none(parts, _no_windows(view))
-            return
         keys = ", ".join(quoted(key) for key in view.keys)
         partition = f"PARTITION BY {keys}" if keys else ""
         order = f"ORDER BY {utc(view.timestamp)} DESC"
@@ -130,29 +137,22 @@ def _stream(connection: Any, view: ViewRange, newest: str, chunk_rows: int) -> I
         yield from _never_none(tables, reader.schema.empty_table())
 
 
-def _user_batches(
-    connection: Any, view: ViewRange, whole_windows: bool
-) -> Iterator[dict[str, np.ndarray]]:
+def _user_batches(view: ViewRange, limits: SessionLimits, whole_windows: bool) -> Iterator[Batch]:
     """Columns of the log's rows, sorted, a batch of whole users at a time."""
     read = replace(view, start=None) if whole_windows else view
     names = columns_for(view.features)
-    held: dict[str, np.ndarray] = {}
-    for batch in sorted_batches(connection, view.source, names, read.condition):
-        columns = {name: integers(batch.column(name), view.source, name) for name in names}
-        if held:
-            columns = {name: np.concatenate([held[name], columns[name]]) for name in names}
-        # The last user's rows may go on in the next batch.
-        cut = int(np.searchsorted(columns[USER], columns[USER][-1])) if batch.num_rows else 0
-        held = {name: values[cut:] for name, values in columns.items()}
-        if cut:
-            yield {name: values[:cut] for name, values in columns.items()}
-    if held:
-        yield held
+    if sorted_by_user(view.source):
+        yield from user_batches(view.source, names, *read.bounds_us)
+        return
+    with session(limits, [view.source]) as (connection, _):
+        batches = sorted_batches(connection, view.source, names, read.condition)
+        yield from whole_users(
+            {name: integers(batch.column(name), view.source, name) for name in names}
+            for batch in batches
+        )
 
 
-def _newest_windows(
-    columns: dict[str, np.ndarray], view: ViewRange, chunk: int
-) -> Iterator[pa.Table]:
+def _newest_windows(columns: Batch, view: ViewRange, chunk: int) -> Iterator[pa.Table]:
     """The last N rows of each user of a batch."""
     assert view.length is not None
     users = columns[USER]
@@ -165,10 +165,18 @@ def _newest_windows(
     counts = np.minimum(view.length, ends - starts)
     for first in range(0, len(starts), chunk):
         part = slice(first, first + chunk)
-        rows = ragged(ends[part] - counts[part], counts[part])
+        rows = _rows(starts[part], ends[part], counts[part])
         values = {name: columns[LIST_COLUMNS[name]][rows] for name in view.features}
         lists = list_arrays(values, counts[part])
         yield _windows_table(users[starts[part]], seen[part], lists, view)
+
+
+def _rows(starts: np.ndarray, ends: np.ndarray, counts: np.ndarray) -> np.ndarray | slice:
+    """The last `counts` rows of each [start, end); a slice, which copies nothing, where they are
+    one run."""
+    if counts.sum() == ends[-1] - starts[0]:
+        return slice(int(starts[0]), int(ends[-1]))
+    return ragged(ends - counts, counts)
 
 
 def _windows_table(

@@ -22,13 +22,18 @@ from feature_repo.stores.asof_sources import Source, explained
 from feature_repo.stores.event_windows import EventWindows, Windows
 
 USER, LISTENED_US, EVENT_ID, VISIBLE_US = "user", "listened_us", "event_id", "visible_us"
-LOG_COLUMNS = {
+SOURCE_COLUMNS = {
     USER: schema.USER_ID,
-    LISTENED_US: f"epoch_us({schema.LISTENED_AT})",
+    LISTENED_US: schema.LISTENED_AT,
     EVENT_ID: "event_id",
-    VISIBLE_US: f"epoch_us({schema.EVENT_TIMESTAMP})",
+    VISIBLE_US: schema.EVENT_TIMESTAMP,
     "track_id": schema.TRACK_ID,
     "action": "action",
+}
+"""Our name of each column -> a log's own."""
+LOG_COLUMNS = {
+    name: f"epoch_us({column})" if name in (LISTENED_US, VISIBLE_US) else column
+    for name, column in SOURCE_COLUMNS.items()
 }
 """Our name of each column -> SQL over a log; all int64."""
 LIST_COLUMNS = {

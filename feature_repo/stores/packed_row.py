@@ -21,7 +21,7 @@ Shape suffixes: N rows, N1 their boundaries, F fields, S streams, B bytes of the
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -33,6 +33,8 @@ from feature_repo.errors import ArtifactError, InputError
 from feature_repo.stores.packed_columns import KINDS, Column, boundaries
 from feature_repo.stores.packed_unpacked import EVENT_AT, HEADER, SIGN, Unpacked, spans, times_us
 
+BLOCK_BYTES = 1 << 20
+"""Rows packed in one buffer: it stays in the cache, and its memory is used again."""
 MARK = b"\xcd\x01"
 NO_CREATION = np.iinfo("i8").min
 """Creation time of a row without one: older than every other."""
@@ -145,31 +147,53 @@ class RowCodec:
         self, fixed_NB: np.ndarray, counts_NS: np.ndarray, items: list[np.ndarray]
     ) -> list[bytes]:
         """Fixed parts and streams, each scattered to its place in one buffer, then cut."""
-        n = len(fixed_NB)
         starts_NS, sizes_N = self._stream_starts(counts_NS)
+        firsts_N1S = np.zeros((len(counts_NS) + 1, counts_NS.shape[1]), dtype="i8")
+        np.cumsum(counts_NS, axis=0, out=firsts_N1S[1:])
+        rows: list[bytes] = []
+        for start, end in _blocks(sizes_N):
+            part = slice(start, end)
+            cut = [
+                items[n][first:last].astype(stream.dtype, copy=False)
+                for n, (stream, first, last) in enumerate(
+                    zip(self.streams, firsts_N1S[start], firsts_N1S[end], strict=True)
+                )
+            ]
+            rows += self._assemble_block(
+                fixed_NB[part], counts_NS[part], cut, starts_NS[part], sizes_N[part]
+            )
+        return rows
+
+    def _assemble_block(
+        self,
+        fixed_NB: np.ndarray,
+        counts_NS: np.ndarray,
+        items: list[np.ndarray],
+        starts_NS: np.ndarray,
+        sizes_N: np.ndarray,
+    ) -> list[bytes]:
+        n = len(fixed_NB)
         rows_N1 = boundaries(sizes_N)
         out = np.zeros(int(rows_N1[-1]), dtype="u1")
-        if n and (sizes_N == sizes_N[0]).all() and (counts_NS == counts_NS[0]).all():
+        if (sizes_N == sizes_N[0]).all() and (counts_NS == counts_NS[0]).all():
             matrix = out.reshape(n, -1)
             matrix[:, : self.fixed_bytes] = fixed_NB
             for number, stream in enumerate(self.streams):
                 at = int(starts_NS[0, number])
                 size = int(counts_NS[0, number]) * stream.dtype.itemsize
-                flat = items[number].astype(stream.dtype, copy=False)
                 if size:
-                    matrix[:, at : at + size] = np.ascontiguousarray(flat).view("u1").reshape(n, -1)
-        elif n:
+                    flat = np.ascontiguousarray(items[number]).view("u1")
+                    matrix[:, at : at + size] = flat.reshape(n, -1)
+        else:
             words = out.view("<i8")
             places = rows_N1[:-1, None] // 8 + np.arange(self.fixed_bytes // 8)
             words[places] = fixed_NB.view("<i8")
             for number, stream in enumerate(self.streams):
-                width = stream.dtype.itemsize
-                first_N = (rows_N1[:-1] + starts_NS[:, number]) // width
-                flat = items[number].astype(stream.dtype, copy=False)
-                out.view(stream.dtype)[spans(first_N, counts_NS[:, number])] = flat
+                first_N = (rows_N1[:-1] + starts_NS[:, number]) // stream.dtype.itemsize
+                places = spans(first_N, counts_NS[:, number])
+                out.view(stream.dtype)[places] = items[number]
         data = out.tobytes()
-        edges = rows_N1.tolist()
-        return [data[a:b] for a, b in pairwise(edges)]
+        return [data[a:b] for a, b in pairwise(rows_N1.tolist())]
 
     def _stream_starts(self, counts_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each stream begins in its row, and the size of each row, in bytes."""
@@ -243,6 +267,17 @@ def row_times(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     times = np.frombuffer(b"".join([row[EVENT_AT:HEADER] for row in rows]), dtype="u1")
     times = times.reshape(len(rows), 16)
     return times_us(times[:, :8]), times_us(times[:, 8:])
+
+
+def _blocks(sizes_N: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs of rows (first, end) of about BLOCK_BYTES, at least one row each."""
+    ends_N = np.cumsum(sizes_N)
+    start = 0
+    while start < len(ends_N):
+        begin = int(ends_N[start] - sizes_N[start])
+        end = max(start + 1, int(np.searchsorted(ends_N, begin + BLOCK_BYTES, side="right")))
+        yield start, end
+        start = end
 
 
 def _ordered(times_us: np.ndarray) -> np.ndarray:

@@ -292,4 +292,9 @@ class PackedOnlineStore(OnlineStore):
 
 
 def _merging(rows: SequenceRows) -> Change:
-    return lambda which, stored: rows.take(which).merged_into(stored)
+    def change(which: np.ndarray, stored: list[bytes | None]) -> list[bytes]:
+        # All of them at the first attempt, which is nearly always the last: nothing is copied.
+        asked = rows if len(which) == len(rows.event_us_U) else rows.take(which)
+        return asked.merged_into(stored)
+
+    return change

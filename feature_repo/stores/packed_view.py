@@ -58,11 +58,13 @@ class KeyTemplate:
 
         Others lie under the same view if it had another join key before; nothing reads them.
         """
-        head, tail = self._row[: self._at].tobytes(), self._row[self._at + 8 :].tobytes()
         size = len(self._row)
-        keys = [k for k in keys if len(k) == size and k.startswith(head) and k.endswith(tail)]
+        keys = [key for key in keys if len(key) == size]
         keys_NB = np.frombuffer(b"".join(keys), dtype="u1").reshape(len(keys), size)
-        return np.ascontiguousarray(keys_NB[:, self._at : self._at + 8]).view("<i8")[:, 0]
+        same_NB = keys_NB == self._row
+        same_NB[:, self._at : self._at + 8] = True
+        ids_NB = keys_NB[same_NB.all(axis=1), self._at : self._at + 8]
+        return np.ascontiguousarray(ids_NB).view("<i8")[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

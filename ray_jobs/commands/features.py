@@ -56,7 +56,7 @@ def materialize(
         bool,
         typer.Option("--remove-vanished", help="Remove rows whose entity the source has no more."),
     ] = False,
-    chunk_rows: Annotated[int, typer.Option(help="Source rows of one chunk.")] = 10_000_000,
+    chunk_rows: Annotated[int, typer.Option(help="Source rows of one chunk.")] = 50_000_000,
 ) -> None:
     """Brings the newest rows of the views online and checks that they are there."""
     from ray_jobs.materialize import MaterializeOptions, materialize

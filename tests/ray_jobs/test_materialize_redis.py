@@ -11,6 +11,7 @@ from ray_jobs import materialize_write
 from ray_jobs.materialize import MaterializeOptions, materialize
 from ray_jobs.materialize_source import ViewSource
 from ray_jobs.watermarks import EPOCH, read_watermark, read_watermarks
+from tests.ray_jobs.materialized import DAYS
 from tests.servers import restartable_redis  # noqa: F401  a fixture
 from tests.view_sources import (
     PLAIN,
@@ -22,11 +23,11 @@ from tests.view_sources import (
     online_state,
     packed_settings,
     random_rows,
+    until,
     write_both,
 )
 
 pytestmark = pytest.mark.redis
-DAYS = 24.0
 END = at(11 * DAYS)
 
 
@@ -45,8 +46,7 @@ def log():
 def published(tmp_path, redis, log):
     """A workspace of which the first five days are online."""
     workspace = Workspace(tmp_path / "workspace")
-    early = [[row for row in rows if row["event_timestamp"] <= at(5 * DAYS)] for rows in log]
-    write_both(workspace, *early)
+    write_both(workspace, *(until(rows, 5 * DAYS) for rows in log))
     settings = packed_settings(redis.connection_string)
     settings["online_store"]["retry_s"] = 0.1  # so that it is the job that waits for the server
     store = apply_views(workspace, settings)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.errors import ArtifactError, InputError
+from feature_repo.stores import packed_row
 from feature_repo.stores.packed_columns import KINDS, NO_TIMESTAMP, column_from_arrow
 from feature_repo.stores.packed_row import NO_CREATION, OtherFieldsError, RowCodec, row_times
 
@@ -63,6 +64,16 @@ def test_rows_all_alike_read_as_one_matrix_does(one, count):
     for name in EVERY.kinds:
         (value,) = alone.column(name).to_arrow().to_pylist()
         assert together.column(name).to_arrow().to_pylist() == [value] * count
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(row, min_size=1, max_size=9), st.sampled_from([1, 300, 700]))
+def test_blocks_of_any_size_give_the_same_rows(rows, block_bytes):
+    alike = rows[:1] * len(rows)
+    whole = pack(EVERY, rows), pack(EVERY, alike)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_row, "BLOCK_BYTES", block_bytes)
+        assert (pack(EVERY, rows), pack(EVERY, alike)) == whole
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=2, max_size=2))
