@@ -14,9 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-import pyarrow as pa
-
-from feature_repo.journal_files import make_folder, sync
+from feature_repo.journal_files import Record, make_folder, sync
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,15 +29,15 @@ class Behind:
         self._ending = threading.Lock()
         self._since: datetime | None = None
         self._descriptor: int | None = None
-        self._meanwhile: list[pa.Table] = []
+        self._meanwhile: list[Record] = []
         """Events added while `end` runs: it may have read the journal before they were in it."""
 
-    def add(self, events: pa.Table, first: datetime) -> None:
+    def add(self, events: Sequence[Record], first: datetime) -> None:
         """These events, of which the journal took the earliest at `first`, are not online."""
         with self._lock:
             self._add(events, first)
 
-    def add_if_any(self, events: pa.Table, first: datetime) -> bool:
+    def add_if_any(self, events: Sequence[Record], first: datetime) -> bool:
         """Adds them if others wait already: they need not find out for themselves."""
         with self._lock:
             if self._since is None:
@@ -50,7 +48,7 @@ class Behind:
     def end(
         self,
         bring_since: Callable[[datetime], bool],
-        bring: Callable[[Sequence[pa.Table]], bool],
+        bring: Callable[[Sequence[Record]], bool],
     ) -> bool:
         """Brings everything online; removes the note, and returns True, if that went well.
 
@@ -100,10 +98,10 @@ class Behind:
                 os.close(self._descriptor)
             self._since = self._descriptor = None
 
-    def _add(self, events: pa.Table, first: datetime) -> None:
+    def _add(self, events: Sequence[Record], first: datetime) -> None:
         self._note(first)
         if self._ending.locked():
-            self._meanwhile.append(events)
+            self._meanwhile += events
 
     def _note(self, first: datetime) -> None:
         """Has the note say `first`, unless it names an earlier moment. Under the lock."""

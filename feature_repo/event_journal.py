@@ -19,6 +19,7 @@ It costs their size on disk a second time, some 25 bytes an event.
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +34,13 @@ from feature_repo.errors import InputError
 from feature_repo.journal_files import (
     SUFFIX,
     JournalWriter,
+    Record,
     make_folder,
     read_file,
+    record_lines,
     sync,
     take_file,
-    to_lines,
+    to_records,
 )
 from feature_repo.live_parts import PARTIAL, add_live_parts
 from feature_repo.schema import EVENTS, TIMESTAMP
@@ -61,12 +64,25 @@ def append(workspace: Workspace, events: pa.Table) -> pa.Table:
     caller gives them again under the same ids.
     """
     events = _stamped(events)
-    if len(events):
-        # A fork has its parent's dictionary, so the process id stands in the key.
-        folder = journal_folder(workspace).absolute()
-        key = (os.getpid(), folder)
-        _writers.setdefault(key, JournalWriter(folder)).append(to_lines(events))
+    _write(workspace, to_records(events))
     return events
+
+
+def append_records(workspace: Workspace, events: Sequence[Record]) -> None:
+    """`append` of checked events one by one: sets `ingested_at` in each of them."""
+    now_us = time.time_ns() // 1000
+    for event in events:
+        event["ingested_at"] = now_us
+    _write(workspace, events)
+
+
+def _write(workspace: Workspace, events: Sequence[Record]) -> None:
+    if not events:
+        return
+    # A fork has its parent's dictionary, so the process id stands in the key.
+    folder = journal_folder(workspace).absolute()
+    key = (os.getpid(), folder)
+    _writers.setdefault(key, JournalWriter(folder)).append(record_lines(events))
 
 
 def _stamped(events: pa.Table) -> pa.Table:

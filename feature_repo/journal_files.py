@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -37,13 +38,27 @@ LINES = pa.schema(
 """EVENTS as the lines spell it."""
 
 
+Record = dict[str, Any]
+"""One event: the columns of LINES, in their order."""
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def to_records(events: pa.Table) -> list[Record]:
+    """Events of schema.EVENTS, one by one."""
+    return events.cast(LINES).to_pylist()
+
+
 def to_lines(events: pa.Table) -> bytes:
     """One line an event of schema.EVENTS."""
-    columns = [column.to_pylist() for column in events.cast(LINES).columns]
+    return record_lines(to_records(events))
+
+
+def record_lines(events: Sequence[Record]) -> bytes:
+    """One line an event."""
     lines = []
-    for values in zip(*columns, strict=True):
-        record = dict(zip(LINES.names, values, strict=True))
-        body = json.dumps(record, separators=(",", ":"))[:-1].encode()
+    for event in events:
+        body = _encode(event)[:-1].encode()
         lines.append(b"%b%b%d}\n" % (body, CHECKSUM, zlib.crc32(body)))
     return b"".join(lines)
 

@@ -17,17 +17,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from feast import FeatureStore
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from feature_repo.behind import EPOCH
 from feature_repo.errors import InputError
-from feature_repo.event_journal import append
+from feature_repo.event_journal import append_records
+from feature_repo.journal_files import Record
 from feature_repo.live_rows import OnlineRows
-from feature_repo.schema import ACTIONS, EVENT_TIMESTAMP, EVENTS, TIMESTAMP
+from feature_repo.schema import ACTIONS
 from feature_repo.tombstones import TombstoneList
 from feature_repo.workspace import Workspace
 
+MICROSECOND = timedelta(microseconds=1)
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 """No listening log is older; as in `ray_jobs.contract_checks`."""
 MAX_AHEAD = timedelta(seconds=60)
@@ -103,7 +105,9 @@ class LiveEvents:
             if reason is None and event.event_id not in again:
                 kept.append(event)
                 again.add(event.event_id)
-        online = self.online.merge(append(self._workspace, events_table(kept)))
+        records = [_record(event) for event in kept]
+        append_records(self._workspace, records)
+        online = self.online.merge_records(records)
         status: Status = "accepted" if online else "pending"
         return [
             Receipt(event_id=event.event_id, status=status)
@@ -140,18 +144,19 @@ class LiveEvents:
         self.online.close()
 
 
-def events_table(events: Sequence[LiveEvent]) -> pa.Table:
-    """Events as schema.EVENTS, `ingested_at` null."""
-    happened_us = pa.array([_microseconds(event.event_timestamp) for event in events], pa.int64())
-    columns = {
-        name: pa.array([getattr(event, name) for event in events], EVENTS.field(name).type)
-        for name in LiveEvent.model_fields
-        if name != EVENT_TIMESTAMP
+def _record(event: LiveEvent) -> Record:
+    """The event as the journal has it, `ingested_at` null."""
+    return {
+        "event_id": event.event_id,
+        "user_id": event.user_id,
+        "track_id": event.track_id,
+        "event_timestamp": _microseconds(event.event_timestamp),
+        "action": event.action,
+        "played_ratio": event.played_ratio,
+        "session_id": event.session_id,
+        "ingested_at": None,
     }
-    columns[EVENT_TIMESTAMP] = happened_us.cast(TIMESTAMP)
-    columns["ingested_at"] = pa.nulls(len(events), TIMESTAMP)
-    return pa.table([columns[name] for name in EVENTS.names], schema=EVENTS)
 
 
 def _microseconds(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return (moment - EPOCH) // MICROSECOND

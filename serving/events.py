@@ -10,10 +10,9 @@ a first row; a track that no generation knows yet is kept and has no IDs.
 """
 
 import asyncio
-import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -33,57 +32,56 @@ class Waiting:
     """One request's events, and where its receipts are awaited."""
 
     events: list[LiveEvent]
-    receipts: Future[list[Receipt]] = field(default_factory=Future)
+    receipts: asyncio.Future[list[Receipt]]
 
 
 class Together:
     """Requests that come while others are worked on go together into the next `take`.
 
-    Sync to disk and write cost about as much for many events as for one. A thread waits for them,
-    so that rankings go on meanwhile.
+    Sync to disk and write cost about as much for many events as for one, so the cost of an event
+    falls as the load grows. A thread waits for them, so that rankings go on meanwhile.
     """
 
     def __init__(self, live: LiveEvents) -> None:
         self._live = live
-        self._lock = threading.Lock()
         self._waiting: deque[Waiting] = deque()
-        self._working = False
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="live-events")
+        self._working: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="live-events")
 
     async def take(self, events: list[LiveEvent]) -> list[Receipt]:
-        """As `LiveEvents.take`, and raises what it raises."""
-        waiting = Waiting(events=events)
-        with self._lock:
-            self._waiting.append(waiting)
-            if not self._working:
-                self._working = True
-                self._worker.submit(self._work)
-        return await asyncio.wrap_future(waiting.receipts)
+        """As `LiveEvents.take`, and raises what it raises. Called in one event loop only."""
+        receipts = asyncio.get_running_loop().create_future()
+        self._waiting.append(Waiting(events=events, receipts=receipts))
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
+        return await receipts
 
-    def _work(self) -> None:
-        while group := self._next_group():
-            try:
-                receipts = iter(self._live.take([e for waiting in group for e in waiting.events]))
-                for waiting in group:
-                    own = list(islice(receipts, len(waiting.events)))
-                    if waiting.receipts.set_running_or_notify_cancel():  # else the client is gone
-                        waiting.receipts.set_result(own)
-            except BaseException as error:
-                for waiting in group:
-                    if not waiting.receipts.done():
-                        waiting.receipts.set_exception(error)
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                group = self._next_group()
+                events = [event for waiting in group for event in waiting.events]
+                try:
+                    taken = iter(await loop.run_in_executor(self._thread, self._live.take, events))
+                    for waiting in group:
+                        own = list(islice(taken, len(waiting.events)))
+                        if not waiting.receipts.done():  # else the client is gone
+                            waiting.receipts.set_result(own)
+                except Exception as error:
+                    for waiting in group:
+                        if not waiting.receipts.done():
+                            waiting.receipts.set_exception(error)
+        finally:
+            self._working = None
 
     def _next_group(self) -> list[Waiting]:
-        with self._lock:
-            group: list[Waiting] = []
-            size = 0
-            while self._waiting and (
-                not group or size + len(self._waiting[0].events) <= MAX_TOGETHER
-            ):
-                group.append(self._waiting.popleft())
-                size += len(group[-1].events)
-            self._working = bool(group)
-            return group
+        group = [self._waiting.popleft()]
+        size = len(group[0].events)
+        while self._waiting and size + len(self._waiting[0].events) <= MAX_TOGETHER:
+            group.append(self._waiting.popleft())
+            size += len(group[-1].events)
+        return group
 
 
 class EventsRequest(BaseModel):

@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feature_repo.schema import EVENTS
+from feature_repo.workspace import Workspace
 from tests.event_logs import event
 
 SOURCE_EVENTS = [event(1, 7, 70, 0), event(2, 8, 80, 1, "skip")]
@@ -23,3 +25,12 @@ def rows(first: int, count: int, **changes: int) -> pa.Table:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def log(workspace: Workspace) -> dict[int, dict]:
+    """The log's rows by event_id; fails where an id comes twice."""
+    table = pq.read_table(workspace.events)
+    assert table.schema.equals(EVENTS)
+    found = {row["event_id"]: row for row in table.to_pylist()}
+    assert len(found) == len(table)
+    return found

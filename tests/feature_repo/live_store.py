@@ -16,7 +16,7 @@ from feast.types import Array, Int64
 
 from feature_repo import schema
 from feature_repo.feature_definitions import user
-from feature_repo.live_events import LiveEvent, LiveEvents
+from feature_repo.live_events import LiveEvent, LiveEvents, Receipt
 from feature_repo.store import apply, open_store
 from feature_repo.workspace import Workspace
 
@@ -80,6 +80,10 @@ def listen(event_id: int, user_id: int = 7, action: str = "play", **changes) -> 
         "action": action,
     }
     return LiveEvent(**facts | changes)
+
+
+def statuses(receipts: list[Receipt]) -> list[str]:
+    return [receipt.status for receipt in receipts]
 
 
 def expected_rows(events: list[LiveEvent], length: int) -> dict[int, dict[str, list[int]]]:

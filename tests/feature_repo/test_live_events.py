@@ -1,23 +1,21 @@
-"""Live events end in the row that the whole log gives: any order, any writers, any outage."""
+"""Live events end in the row that the whole log gives: any order, any writers."""
 
-import json
 import random
-import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from feature_repo import schema
 from feature_repo.errors import ArtifactError, InputError
-from feature_repo.event_journal import fold, journal_folder, since
-from feature_repo.live_events import MAX_AHEAD, LiveEvent, LiveEvents, events_table
-from feature_repo.live_rows import listen_rows
-from feature_repo.store import open_store
+from feature_repo.event_journal import fold, since
+from feature_repo.journal_files import LINES
+from feature_repo.live_events import MAX_AHEAD, LiveEvent, LiveEvents, _record
+from feature_repo.live_rows import arrivals, listen_rows
+from feature_repo.stores.packed_live import Listen
 from feature_repo.tombstones import forget_events, forget_users
 from tests.feature_repo.live_store import (
     SQLITE,
@@ -29,8 +27,9 @@ from tests.feature_repo.live_store import (
     microseconds,
     online_rows,
     redis_settings,
+    statuses,
 )
-from tests.servers import _shared_redis, redis_server, restartable_redis  # noqa: F401
+from tests.servers import _shared_redis, redis_server  # noqa: F401
 
 LENGTH = 5
 redis = pytest.mark.redis
@@ -55,10 +54,6 @@ def live(opened):
     live.close()
 
 
-def statuses(receipts):
-    return [receipt.status for receipt in receipts]
-
-
 def test_a_listen_is_in_the_row_when_its_receipt_says_so(live, opened):
     workspace, store = opened
     events = [listen(1), listen(2, user_id=8), listen(3, action="skip"), listen(4, user_id=-9)]
@@ -69,23 +64,32 @@ def test_a_listen_is_in_the_row_when_its_receipt_says_so(live, opened):
 
 
 def test_a_row_is_stamped_as_the_event_log_is():
-    """One microsecond after the later of what happened and what arrived."""
-    arrived = datetime(2026, 3, 1, 0, 0, 10, tzinfo=UTC)
-    events = events_table([listen(2), listen(3, action="skip"), listen(100)])
-    at = events.schema.get_field_index("ingested_at")
-    events = events.set_column(
-        at, "ingested_at", pa.repeat(pa.scalar(arrived, schema.TIMESTAMP), 3)
-    )
-    rows = listen_rows(events).to_pylist()
+    """One microsecond after the later of what happened and what arrived, on both ways online."""
+    arrived_us = microseconds(datetime(2026, 3, 1, 0, 0, 10, tzinfo=UTC))
+    listens = [
+        {**_record(event), "ingested_at": arrived_us} for event in (listen(2), listen(100, 8))
+    ]
+    skip = {**_record(listen(3, action="skip")), "ingested_at": arrived_us}
+    columns = pa.Table.from_pylist([*listens, skip], schema=LINES).cast(schema.EVENTS)
+    rows = listen_rows(columns).to_pylist()
     happened = [START + timedelta(seconds=3), START + timedelta(seconds=101)]
-    tick = timedelta(microseconds=1)
-    assert [row["event_timestamp"] for row in rows] == [arrived + tick, happened[1] + tick]
-    assert rows[0][schema.SEQUENCE_TIMESTAMPS] == [microseconds(happened[0])]
-    assert [rows[1][name] for name in schema.SEQUENCE_COLUMNS] == [
-        [0],
-        [microseconds(happened[1])],
-        [schema.ACTION_CODES["play"]],
-        [100],
+    visible_us = [arrived_us + 1, microseconds(happened[1]) + 1]
+    assert [microseconds(row["event_timestamp"]) for row in rows] == visible_us
+    assert [row["user_id"] for row in rows] == [7, 8]
+    assert [[rows[1][name] for name in schema.SEQUENCE_COLUMNS]] == [
+        [[0], [microseconds(happened[1])], [schema.ACTION_CODES["play"]], [100]]
+    ]
+    found = arrivals(listens)
+    assert {user: found[user].event_us for user in found} == dict(
+        zip((7, 8), visible_us, strict=True)
+    )
+    assert found[8].listens == [
+        Listen(
+            timestamp_us=microseconds(happened[1]),
+            event_id=100,
+            track_id=0,
+            action=schema.ACTION_CODES["play"],
+        )
     ]
 
 
@@ -206,111 +210,6 @@ def test_several_processes_on_one_user_lose_no_listen(tmp_path, settings):
     assert fold(workspace) == 180
 
 
-@pytest.fixture
-def outage(tmp_path, request):
-    """`outage(kind)`: workspace, store, begin and end of an outage of its online store."""
-
-    def prepare(kind):
-        if kind == "redis":
-            server = request.getfixturevalue("restartable_redis")
-            settings = redis_settings(server.connection_string)
-            return *live_store(tmp_path / "w", settings, LENGTH), server.kill, server.start
-        workspace, store = live_store(tmp_path / "w", {**SQLITE, "timeout_s": 0.05}, LENGTH)
-        other = sqlite3.connect(workspace.root / "online.db", isolation_level=None)
-        request.addfinalizer(other.close)
-        begin = lambda: other.execute("BEGIN IMMEDIATE")  # noqa: E731
-        return workspace, store, begin, lambda: other.execute("COMMIT")
-
-    return prepare
-
-
-KINDS = ["sqlite", pytest.param("redis", marks=redis)]
-
-
-def notes(workspace):
-    return list((journal_folder(workspace) / "behind").glob("*.json"))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_pending_comes_online_when_the_store_answers(outage, kind):
-    workspace, store, begin, end = outage(kind)
-    live = LiveEvents(workspace, store)
-    assert statuses(live.take([listen(1)])) == ["accepted"]
-    before = datetime.now(UTC)
-    begin()
-    assert statuses(live.take([listen(2), listen(3, action="skip")])) == ["pending", "pending"]
-    assert statuses(live.take([listen(4)])) == ["pending"]
-    assert statuses(live.take([listen(5, action="skip")])) == ["accepted"]
-    (note,) = notes(workspace)
-    assert microseconds(before) <= json.loads(note.read_text())["since_us"]
-    assert not live.online.catch_up()
-    end()
-    assert live.online.catch_up()
-    expected = [listen(n) for n in (1, 2, 4)]
-    assert online_rows(store, [7]) == expected_rows(expected, LENGTH)
-    assert notes(workspace) == []
-    assert statuses(live.take([listen(6)])) == ["accepted"]
-    assert online_rows(store, [7]) == expected_rows([*expected, listen(6)], LENGTH)
-    live.close()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_retries_need_no_further_event(outage, kind):
-    workspace, store, begin, end = outage(kind)
-    live = LiveEvents(workspace, store)
-    begin()
-    assert statuses(live.take([listen(1)])) == ["pending"]
-    end()
-    live.online._retries.join(timeout=60)
-    assert online_rows(store, [7]) == expected_rows([listen(1)], LENGTH)
-    assert notes(workspace) == []
-
-
-def test_a_later_process_brings_what_a_killed_one_left_pending(outage):
-    workspace, store, begin, end = outage("sqlite")
-    script = f"""
-        from pathlib import Path
-        from feature_repo.live_events import LiveEvents
-        from feature_repo.store import open_store
-        from feature_repo.workspace import Workspace
-        from tests.feature_repo.live_store import listen
-        import os, signal
-        workspace = Workspace(Path({str(workspace.root)!r}))
-        live = LiveEvents(workspace, open_store(workspace))
-        (receipt,) = live.take([listen(1)])
-        assert receipt.status == "pending", receipt
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    lines = "\n".join(line.strip() for line in script.splitlines())
-    begin()
-    died = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
-    assert died.returncode == -9, died.stderr
-    assert online_rows(store, [7]) == {}
-    fold(workspace)  # a nightly fold in between changes nothing
-    end()
-    assert len(notes(workspace)) == 1
-    later = LiveEvents(workspace, open_store(workspace))
-    assert later.online.catch_up()
-    assert online_rows(store, [7]) == expected_rows([listen(1)], LENGTH)
-    assert notes(workspace) == []
-    later.close()
-
-
-def test_the_note_of_a_process_that_lives_is_left_to_it(outage):
-    workspace, store, begin, end = outage("sqlite")
-    live = LiveEvents(workspace, store)
-    begin()
-    live.take([listen(1)])
-    other = LiveEvents(workspace, open_store(workspace))
-    assert len(notes(workspace)) == 1
-    assert other.online.catch_up()  # it owes nothing
-    assert len(notes(workspace)) == 1
-    end()
-    assert live.online.catch_up()
-    other.close()
-    live.close()
-
-
 def test_stores_that_cannot_merge_are_refused(tmp_path):
     workspace, store = live_store(tmp_path / "stock", {"type": "sqlite", "path": "o.db"}, LENGTH)
     with pytest.raises(InputError, match=r"rows are not packed; set online_store\.type"):
@@ -323,4 +222,4 @@ def test_stores_that_cannot_merge_are_refused(tmp_path):
 
 def test_no_event_is_no_work(live):
     assert live.take([]) == []
-    assert np.array_equal(listen_rows(events_table([]))[schema.USER_ID].to_numpy(), [])
+    assert listen_rows(schema.EVENTS.empty_table()).num_rows == 0

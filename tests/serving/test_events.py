@@ -1,7 +1,9 @@
 """`POST /v1/events`: in the next ranking, refused as a whole or one by one, from many at once."""
 
+import asyncio
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -13,12 +15,18 @@ from fastapi.testclient import TestClient
 
 from feature_repo import schema
 from feature_repo.event_journal import fold, journal_folder
-from feature_repo.live_events import LiveEvents
+from feature_repo.live_events import LiveEvents, Receipt
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
 from ray_jobs.publish import publish
 from serving.deployment import load_app
-from serving.events import MAX_EVENTS, events_router, refusing_router
+from serving.events import (
+    MAX_EVENTS,
+    MAX_TOGETHER,
+    Together,
+    events_router,
+    refusing_router,
+)
 from serving.releases import live_release, make_release
 from tests.feature_repo.live_store import SQLITE, expected_rows, listen, live_store, online_rows
 
@@ -35,7 +43,8 @@ def client(opened):
     app = FastAPI()
     with closing(LiveEvents(*opened)) as live:
         app.include_router(events_router(live))
-        yield TestClient(app)
+        with TestClient(app) as client:  # one event loop for all requests, as in a server
+            yield client
 
 
 def body(*events):
@@ -73,6 +82,74 @@ def test_many_at_once_are_all_there(client, opened):
     assert [answer.json()["accepted"] for answer in answers] == [1] * 120
     assert online_rows(opened[1], [7, 8, 9]) == expected_rows(events, LENGTH)
     assert fold(opened[0]) == 120
+
+
+class Slow:
+    """Takes a group when it is told to; an event id below 0 is an error of the journal."""
+
+    def __init__(self):
+        self.groups, self.go = [], threading.Semaphore(0)
+
+    def take(self, events):
+        self.groups.append([event.event_id for event in events])
+        self.go.acquire()
+        if any(event.event_id < 0 for event in events):
+            raise OSError("disk")
+        return [Receipt(event_id=event.event_id, status="accepted") for event in events]
+
+
+def test_requests_that_come_meanwhile_go_together():
+    async def run():
+        slow = Slow()
+        together = Together(slow)
+        first = asyncio.create_task(together.take([listen(1)]))
+        await asyncio.sleep(0)  # its group is under way
+        rest = [asyncio.create_task(together.take([listen(n), listen(n + 1)])) for n in (2, 4, 6)]
+        await asyncio.sleep(0)
+        rest[1].cancel()  # a client that is gone: its events are taken all the same
+        slow.go.release(2)
+        receipts = await asyncio.gather(first, *rest, return_exceptions=True)
+        assert slow.groups == [[1], [2, 3, 4, 5, 6, 7]]
+        assert [[r.event_id for r in own] for own in (receipts[0], receipts[1], receipts[3])] == [
+            [1],
+            [2, 3],
+            [6, 7],
+        ]
+        assert isinstance(receipts[2], asyncio.CancelledError)
+        slow.go.release()
+        assert [r.event_id for r in await together.take([listen(8)])] == [8]
+
+    asyncio.run(run())
+
+
+def test_an_error_reaches_the_requests_of_its_group_and_no_other():
+    async def run():
+        slow = Slow()
+        together = Together(slow)
+        slow.go.release(9)
+        bad = listen(1).model_copy(update={"event_id": -1})
+        first = asyncio.create_task(together.take([listen(1)]))
+        await asyncio.sleep(0)
+        group = [together.take([bad]), together.take([listen(2)])]
+        answers = await asyncio.gather(first, *group, return_exceptions=True)
+        assert [r.status for r in answers[0]] == ["accepted"]
+        assert [str(error) for error in answers[1:]] == ["disk", "disk"]
+        assert [r.status for r in await together.take([listen(3)])] == ["accepted"]
+        assert slow.groups == [[1], [-1, 2], [3]]
+
+    asyncio.run(run())
+
+
+def test_a_group_has_an_upper_size():
+    async def run():
+        slow = Slow()
+        together = Together(slow)
+        slow.go.release(9)
+        half = [listen(n) for n in range(MAX_TOGETHER // 2)]
+        await asyncio.gather(*(together.take(part) for part in (half, half, half[:1], half)))
+        assert [len(group) for group in slow.groups] == [MAX_TOGETHER, 1 + len(half)]
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
