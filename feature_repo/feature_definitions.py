@@ -6,6 +6,7 @@ modules makes `feast apply` fail. Views read the parquet folders that the jobs w
 tags are what `feast ui` shows of each.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -189,12 +190,12 @@ def taste_service(user_sequence: FeatureView, user_stats: FeatureView) -> Featur
 
 
 def ranker_service(
-    release_id: str, user_sequence: FeatureView, semantic_ids: FeatureView
+    release_id: str, read: Sequence[FeatureView], semantic_ids: FeatureView
 ) -> FeatureService:
-    """Exactly what one release's ranker reads."""
+    """Exactly what one release's ranker reads: `read` are views cut to their columns."""
     return FeatureService(
         name=schema.ranker_service_name(release_id),
-        features=[user_sequence[[schema.SEQUENCE_TRACK_IDS]], semantic_ids],
+        features=[*read, semantic_ids],
         description=f"Features of release {release_id}",
         owner=OWNER,
         tags={**DOMAIN, "release": release_id},

@@ -1,7 +1,9 @@
-"""The item side of ranking: a generation's codes for the whole catalogue, as dense arrays.
+"""The item side of ranking: codes and counts of the whole catalogue, as dense arrays.
 
 Training reads them from the offline store, serving from the online store; the two agree, which a
 test proves.
+
+Shape suffixes: I tracks, F families, L levels.
 """
 
 from collections.abc import Sequence
@@ -14,10 +16,14 @@ from feast import FeatureStore
 from feature_repo import schema
 from feature_repo.artifacts import parquet_files
 from feature_repo.errors import ArtifactError
+from feature_repo.online import OnlineReader
 from feature_repo.store import find_view, read_online
+from feature_repo.stores.packed_store import PackedOnlineStore
 from feature_repo.workspace import Workspace
 
 MISSING_CODE = -1
+COUNTS_CHUNK = 65_536
+"""Tracks of one read of counts: bounds the packed rows in memory."""
 
 
 def read_codes_offline(
@@ -63,6 +69,23 @@ def read_codes_online(
         for family in families
     }
     return ids[found], dense_codes(columns, levels)
+
+
+def read_counts_online(
+    store: FeatureStore, track_ids_I: np.ndarray, columns: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Columns of `track_stats` by name, (I,) each; 0 where a track has no row: nothing happened."""
+    references = {name: f"{schema.TRACK_STATS}:{name}" for name in columns}
+    if not isinstance(store._get_provider().online_store, PackedOnlineStore):
+        rows = read_online(store, schema.TRACK_ID, track_ids_I.tolist(), [*references.values()])
+        return {name: np.array([count or 0 for count in rows[name]]) for name in columns}
+    reader = OnlineReader(store, [*references.values()])
+    starts = range(0, len(track_ids_I), COUNTS_CHUNK)
+    parts = [reader.read(track_ids_I[start : start + COUNTS_CHUNK]) for start in starts]
+    return {
+        name: np.concatenate([part[reference].values for part in parts])
+        for name, reference in references.items()
+    }
 
 
 def dense_codes(columns: dict[str, list[list[int] | None]], levels: int) -> np.ndarray:

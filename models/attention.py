@@ -1,4 +1,4 @@
-"""The parts that DIN and MCCA share: ID embeddings, target attention, the tower that scores.
+"""The parts that rankers share: target attention, the tower that scores.
 
 Shapes: B rows, T history positions, D embedding width.
 """
@@ -6,17 +6,7 @@ Shapes: B rows, T history positions, D embedding width.
 import torch
 from torch import Tensor, nn
 
-from models.batch import ZERO_ROW
-from models.ranker_config import EMBEDDING_STD, RankerConfig
-
-
-def track_embedding(config: RankerConfig) -> nn.Embedding:
-    """The ID-embedding table e^r."""
-    table = nn.Embedding(config.id_rows, config.embedding_width, padding_idx=ZERO_ROW)
-    nn.init.normal_(table.weight, std=EMBEDDING_STD)
-    with torch.no_grad():
-        table.weight[ZERO_ROW] = 0.0
-    return table
+from models.attention_pooling import AttentionPooling
 
 
 class TargetAttention(nn.Module):
@@ -42,6 +32,20 @@ class TargetAttention(nn.Module):
         return self.to_weight(flat).squeeze(-1) * mask_BT
 
     def forward(self, keys_BTD: Tensor, query_BD: Tensor, mask_BT: Tensor) -> Tensor:
+        if keys_BTD.device.type == "cpu":
+            # Of the keys' type already, unless autocast made them bfloat16.
+            projected_BTH = self.from_key(keys_BTD).to(keys_BTD.dtype)
+            query_BH = self.from_query(query_BD).to(keys_BTD.dtype)
+            with torch.autocast("cpu", enabled=False):
+                return AttentionPooling.apply(
+                    keys_BTD,
+                    projected_BTH,
+                    query_BH,
+                    mask_BT,
+                    self.activation.weight,
+                    self.to_weight.weight.squeeze(0),
+                    self.to_weight.bias.squeeze(0),
+                )
         weights_BT = self.weights(keys_BTD, query_BD, mask_BT)
         return torch.bmm(weights_BT.unsqueeze(1), keys_BTD).squeeze(1)
 

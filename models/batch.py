@@ -1,9 +1,10 @@
 """From feature columns to a model batch: the one path that training and serving share.
 
 Shapes: B rows (user, candidate), T history positions (oldest first, padding at the end),
-F families of semantic IDs, L levels, I tracks of the item table.
+F families of semantic IDs, L levels, I tracks of the item table, N numbers (`models.numbers`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,43 @@ def find_rows(sorted_ids_I: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemLookup:
+    """Track ids to embedding rows and codes, by tensors that lie where the ranker runs.
+
+    A training step looks tens of thousands of ids up: on a CUDA device that costs nothing beside
+    the step, and only the ids have to travel there (codes would be ten times as much).
+    """
+
+    track_ids_I: Tensor
+    """Sorted int64."""
+    id_rows_I: Tensor
+    """int64, and one entry more at the end: what an unknown track has."""
+    codes_IFL: Tensor
+    """int64, and one entry more at the end."""
+
+    @classmethod
+    def of(cls, items: ItemTable, vocabulary: Vocabulary, device: torch.device) -> "ItemLookup":
+        """Of the tracks in either table."""
+        track_ids_I = np.union1d(items.track_ids_I, vocabulary.track_ids_I)
+        codes_IFL = items.codes(track_ids_I)
+        unknown_1FL = np.full_like(codes_IFL[:1], MISSING_CODE)
+        id_rows_I = np.append(vocabulary.id_rows(track_ids_I), ZERO_ROW)
+        arrays = track_ids_I, id_rows_I, np.concatenate([codes_IFL, unknown_1FL])
+        track_ids, id_rows, codes = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(track_ids_I=track_ids, id_rows_I=id_rows, codes_IFL=codes)
+
+    def __call__(self, track_ids: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embedding rows (...) and codes (..., F, L); entries not `present` count as unknown."""
+        unknown = len(self.track_ids_I)
+        entries = torch.searchsorted(self.track_ids_I, track_ids).clamp(max=unknown - 1)
+        found = self.track_ids_I[entries] == track_ids
+        if present is not None:
+            found &= present
+        entries = torch.where(found, entries, unknown)
+        return self.id_rows_I[entries], self.codes_IFL[entries]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What a ranker sees of B (user, candidate) rows."""
 
@@ -90,41 +128,68 @@ class Batch:
     history_codes_BTFL: Tensor
     history_mask_BT: Tensor
     """1.0 where the history position holds a listen, 0.0 where it is padding."""
+    numbers_BN: Tensor | None = None
+    """User, track and context numbers of `RankerConfig.numbers`; None where there are none."""
 
 
-def make_batch(
-    target_track_ids_B: np.ndarray,
-    history_track_ids: np.ndarray,
-    history_offsets: np.ndarray,
+@dataclass(frozen=True, kw_only=True)
+class TrackRows:
+    """B (user, candidate) rows as track ids, before anything is looked up."""
+
+    target_track_ids_B: Tensor
+    history_track_ids_BT: Tensor
+    history_mask_BT: Tensor
+    """True where the history position holds a listen."""
+    numbers_BN: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "TrackRows":
+        """The same columns, each changed."""
+        changed = {name: change(value) for name, value in self.columns().items()}
+        return TrackRows(**changed)
+
+    def columns(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def track_rows(
+    target_track_ids_B: Tensor,
+    history_track_ids: Tensor,
+    history_offsets: Tensor,
     *,
-    items: ItemTable,
-    vocabulary: Vocabulary,
     history_length: int,
-) -> Batch:
-    """Looks up the IDs of candidates and of their users' histories, and pads the histories.
+    numbers_BN: Tensor | None = None,
+) -> TrackRows:
+    """Pads the histories, where the tensors lie.
 
     Row b's history is `history_track_ids[history_offsets[b]:history_offsets[b + 1]]`, oldest
     first (the layout of an Arrow list column); its newest `history_length` entries are kept.
     """
-    starts_B, ends_B = history_offsets[:-1], history_offsets[1:]
-    lengths_B = np.minimum(ends_B - starts_B, history_length)
-    positions_T = np.arange(history_length)
-    mask_BT = positions_T[None, :] < lengths_B[:, None]
-    source_BT = np.where(mask_BT, (ends_B - lengths_B)[:, None] + positions_T[None, :], 0)
+    ends_B = history_offsets[1:]
+    lengths_B = (ends_B - history_offsets[:-1]).clamp(max=history_length)
+    positions_T = torch.arange(history_length, device=ends_B.device)
+    mask_BT = positions_T < lengths_B.unsqueeze(1)
+    source_BT = torch.where(mask_BT, (ends_B - lengths_B).unsqueeze(1) + positions_T, 0)
     if len(history_track_ids) == 0:
-        history_track_ids = np.zeros(1, dtype=np.int64)  # every position is masked
-    history_BT = history_track_ids[source_BT]
-    ids_BT = np.where(mask_BT, vocabulary.id_rows(history_BT), ZERO_ROW)
-    codes_BTFL = np.where(mask_BT[..., None, None], items.codes(history_BT), MISSING_CODE)
-    return Batch(
-        target_ids_B=torch.from_numpy(vocabulary.id_rows(target_track_ids_B)),
-        target_codes_BFL=torch.from_numpy(items.codes(target_track_ids_B)),
-        history_ids_BT=torch.from_numpy(ids_BT),
-        history_codes_BTFL=torch.from_numpy(codes_BTFL),
-        history_mask_BT=torch.from_numpy(mask_BT.astype(np.float32)),
+        history_track_ids = ends_B.new_zeros(1, dtype=torch.int64)  # every position is masked
+    return TrackRows(
+        target_track_ids_B=target_track_ids_B,
+        history_track_ids_BT=history_track_ids[source_BT],
+        history_mask_BT=mask_BT,
+        numbers_BN=numbers_BN,
     )
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch with its tensors on `device`."""
-    return Batch(**{name: value.to(device) for name, value in vars(batch).items()})
+def make_batch(rows: TrackRows, lookup: ItemLookup) -> Batch:
+    """Looks up the IDs of candidates and of their users' histories, where the lookup lies."""
+    rows = rows.each(lambda value: value.to(lookup.track_ids_I.device, non_blocking=True))
+    mask_BT = rows.history_mask_BT
+    target_ids_B, target_codes_BFL = lookup(rows.target_track_ids_B)
+    history_ids_BT, history_codes_BTFL = lookup(rows.history_track_ids_BT, mask_BT)
+    return Batch(
+        target_ids_B=target_ids_B,
+        target_codes_BFL=target_codes_BFL,
+        history_ids_BT=history_ids_BT,
+        history_codes_BTFL=history_codes_BTFL,
+        history_mask_BT=mask_BT.float(),
+        numbers_BN=rows.numbers_BN,
+    )

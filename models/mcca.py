@@ -1,12 +1,17 @@
-"""MCCA: multi-codebook cross-attention (paper section 2).
+"""MCCA: multi-codebook cross-attention (paper section 2), and its two ablations.
 
     item       e^z = sum_l E^z_l[id^z_l]  for the families z: text, audio, ..., joint
     attention  h^z = sum_j a^z(e^z_j (+) e^o_t) e^z_j   every family queried by the JOINT target
                h^r = sum_j a^r(e^r_j (+) e^r_t) e^r_j   track ids queried by the target's own id
     predictor  MLP on [h^text, h^audio, ..., h^o, h^r, e^r_t, e^o_t]
 
-The code tables start at random and are trained end to end; centroids are not used here. Open in
-the paper, chosen here: one attention net a family, the sizes of `RankerConfig`, PReLU.
+    mcca_wo_msc  only the joint sequence:      MLP on [h^o, h^r, e^r_t, e^o_t]
+    mcca_wo_mjc  no joint family: each family's own target queries its own sequence, h^z =
+                 sum_j a^z(e^z_j (+) e^z_t) e^z_j; MLP on [h^text, ..., h^r, e^r_t, e^text_t, ...]
+
+The code tables are trained end to end. Open in the paper, chosen here: one attention net a
+family, the sizes of `RankerConfig`, PReLU, and which target embeddings the predictor of
+mcca_wo_mjc sees.
 
 Shapes: B rows, T history positions, F families (the joint one last), L levels, D width.
 """
@@ -14,33 +19,22 @@ Shapes: B rows, T history positions, F families (the joint one last), L levels, 
 import torch
 from torch import Tensor, nn
 
-from models.attention import TargetAttention, score_tower, track_embedding
-from models.batch import MISSING_CODE, Batch
-from models.ranker_config import EMBEDDING_STD, RankerConfig
+from models.attention import TargetAttention, score_tower
+from models.batch import Batch
+from models.code_embedding import CodeEmbedding
+from models.numbers import Numbers
+from models.ranker_config import RankerConfig
+from models.track_embedding import TrackEmbedding
 
 
-class CodeEmbedding(nn.Module):
-    """Sum over the levels of one family's code embeddings: codes (..., L) -> (..., D).
-
-    A missing code adds nothing, so a track without the modality is a zero vector.
-    """
-
-    def __init__(self, levels: int, codes: int, width: int) -> None:
-        super().__init__()
-        self.padding_row = levels * codes
-        # All levels in one table, level l at rows l * codes: one gather-and-sum a family.
-        self.table = nn.EmbeddingBag(
-            levels * codes + 1, width, mode="sum", padding_idx=self.padding_row
-        )
-        nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
-        with torch.no_grad():
-            self.table.weight[self.padding_row].zero_()
-        self.first_row_L: Tensor
-        self.register_buffer("first_row_L", torch.arange(levels) * codes, persistent=False)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        rows = torch.where(codes == MISSING_CODE, self.padding_row, codes + self.first_row_L)
-        return self.table(rows.flatten(0, -2)).view(*codes.shape[:-1], -1)
+def family_queries(config: RankerConfig) -> dict[int, int]:
+    """The families whose sequences are read, and the family whose target embedding queries each."""
+    joint = len(config.families) - 1
+    if config.model == "mcca_wo_msc":
+        return {joint: joint}
+    if config.model == "mcca_wo_mjc":
+        return {family: family for family in range(joint)}
+    return dict.fromkeys(range(joint + 1), joint)
 
 
 class MCCA(nn.Module):
@@ -48,27 +42,38 @@ class MCCA(nn.Module):
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
-        width, families = config.embedding_width, len(config.families)
-        self.track_embedding = track_embedding(config)
+        width = config.embedding_width
+        self.queries = family_queries(config)
+        self.families = tuple(self.queries)
+        self.targets = sorted(set(self.queries.values()))
+        self.track_embedding = TrackEmbedding(config.id_rows, width)
         self.code_embeddings = nn.ModuleList(
-            CodeEmbedding(config.levels, config.codes, width) for _ in range(families)
+            CodeEmbedding(config.levels, config.codes, width) for _ in self.queries
         )
         self.code_attentions = nn.ModuleList(
-            TargetAttention(width, config.attention_hidden) for _ in range(families)
+            TargetAttention(width, config.attention_hidden) for _ in self.queries
         )
         self.track_attention = TargetAttention(width, config.attention_hidden)
-        self.tower = score_tower((families + 3) * width, config.tower_hidden)
+        self.numbers = Numbers(config.numbers)
+        parts = len(self.queries) + len(self.targets) + 2
+        self.tower = score_tower(parts * width + self.numbers.width, config.tower_hidden)
 
     def forward(self, batch: Batch) -> Tensor:
         mask_BT = batch.history_mask_BT
-        joint_target_BD = self.code_embeddings[-1](batch.target_codes_BFL[:, -1])
+        embeds = dict(zip(self.families, self.code_embeddings, strict=True))
+        targets = {
+            family: embeds[family](batch.target_codes_BFL[:, family]) for family in self.targets
+        }
         interests = [
-            attention(embed(batch.history_codes_BTFL[:, :, family]), joint_target_BD, mask_BT)
-            for family, (embed, attention) in enumerate(
-                zip(self.code_embeddings, self.code_attentions, strict=True)
+            attention(
+                embeds[family](batch.history_codes_BTFL[:, :, family]), targets[query], mask_BT
+            )
+            for (family, query), attention in zip(
+                self.queries.items(), self.code_attentions, strict=True
             )
         ]
         target_BD = self.track_embedding(batch.target_ids_B)
         history_BTD = self.track_embedding(batch.history_ids_BT)
         interests.append(self.track_attention(history_BTD, target_BD, mask_BT))
-        return self.tower(torch.cat([*interests, target_BD, joint_target_BD], dim=-1)).squeeze(-1)
+        inputs = [*interests, target_BD, *targets.values(), *self.numbers(batch)]
+        return self.tower(torch.cat(inputs, dim=-1)).squeeze(-1)

@@ -5,17 +5,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.deepfm import DeepFM
 from models.din import DIN
+from models.din_sid import DINWithIDs
+from models.dnn import DNN
 from models.mcca import MCCA
 from models.ranker_config import RankerConfig
+from models.sim import SIM
+from models.transformer import TargetTransformer
 
-RANKERS = {"din": DIN, "mcca": MCCA}
+RANKERS = {
+    "mcca": MCCA,
+    "mcca_wo_msc": MCCA,
+    "mcca_wo_mjc": MCCA,
+    "din": DIN,
+    "din_sid": DINWithIDs,
+    "dnn": DNN,
+    "deepfm": DeepFM,
+    "sim": SIM,
+    "transformer": TargetTransformer,
+}
 
 
 def build_ranker(config: RankerConfig) -> nn.Module:
     """A new ranker with random weights (seed torch before)."""
-    if config.model not in RANKERS:
-        raise ValueError(f"RankerConfig.model must be one of {sorted(RANKERS)}, got {config.model}")
     return RANKERS[config.model](config)
 
 

@@ -17,11 +17,11 @@ from feature_repo.artifacts import read_manifest, write_json
 from feature_repo.workspace import Workspace
 from models.ranking_metrics import auc
 from ray_jobs.demo_world.world import DemoWorldOptions, generate
-from ray_jobs.evaluate import COLD_BELOW
 from ray_jobs.ingest import IngestOptions
 from ray_jobs.pipeline import PipelineOptions, run_pipeline
 from ray_jobs.progress import step
 from ray_jobs.quantize_options import QuantizeOptions
+from ray_jobs.slices import COLD_BELOW
 from ray_jobs.study import StudyOptions
 
 

@@ -20,11 +20,14 @@ from feature_repo.workspace import Workspace
 from models.batch import ItemTable
 from models.rankers import load_ranker
 from models.ranking_metrics import auc, calibration, expected_calibration_error, gauc, logloss
+from ray_jobs.slices import (
+    CALIBRATION_BINS,
+    TRACK_IMPRESSIONS,
+    or_none,
+    slice_columns,
+    slice_metrics,
+)
 from ray_jobs.training_stream import ItemSide, read_item_side, score_rows
-
-COLD_BELOW = 30
-"""A track with fewer training impressions is cold (paper section 2.1)."""
-CALIBRATION_BINS = 10
 
 
 def evaluate(workspace: Workspace, model_id: str | None = None) -> dict[str, Any]:
@@ -62,38 +65,40 @@ def _score_test(model_folder: Path, training_folder: Path, manifest: Manifest) -
         schema.EVENT_TIMESTAMP,
         "label",
     ]
-    return (
-        rows.select(kept)
-        .append_column("score", pa.array(score_rows(model, side, rows)))
-        .append_column("train_impressions", pa.array(side.vocabulary.train_counts(track_ids)))
-    )
+    columns = {
+        "score": score_rows(model, side, rows),
+        TRACK_IMPRESSIONS: side.vocabulary.train_counts(track_ids),
+        **slice_columns(rows, training_folder),
+    }
+    scored = rows.select(kept)
+    for name, values_N in columns.items():
+        scored = scored.append_column(name, pa.array(values_N))
+    return scored
 
 
 def score_metrics(scored: pa.Table) -> dict[str, Any]:
-    """AUC, GAUC (by impressions and unweighted), cold AUC, logloss and calibration error.
+    """Metrics of all rows, the calibration curve, and the metrics of each slice (`slices.py`).
 
-    A part of one class only has no AUC: None, as JSON has no NaN.
+    GAUC is weighted by impressions, and unweighted. `calibration` has a bin a row: mean score,
+    share of positives, rows. A part of one class only has no AUC: None, as JSON has no NaN.
     """
     truth, scores = scored["label"].to_numpy(), scored["score"].to_numpy()
-    cold = scored["train_impressions"].to_numpy() < COLD_BELOW
     grouped = gauc(scored[schema.USER_ID].to_numpy(), truth, scores)
+    bins = calibration(truth, scores, bins=CALIBRATION_BINS)
+    slices = slice_metrics(scored)
     return {
         "test_rows": len(truth),
-        "cold_rows": int(cold.sum()),
-        "auc": _or_none(auc(truth, scores)),
-        "gauc": _or_none(grouped.gauc),
-        "gauc_unweighted": _or_none(grouped.unweighted),
+        "cold_rows": slices["cold_items"]["rows"],
+        "auc": or_none(auc(truth, scores)),
+        "gauc": or_none(grouped.gauc),
+        "gauc_unweighted": or_none(grouped.unweighted),
         "gauc_users": grouped.users,
-        "cold_auc": _or_none(auc(truth[cold], scores[cold])),
+        "cold_auc": slices["cold_items"].get("auc"),
         "logloss": logloss(truth, scores),
-        "calibration_error": expected_calibration_error(
-            calibration(truth, scores, bins=CALIBRATION_BINS)
-        ),
+        "calibration_error": expected_calibration_error(bins),
+        "calibration": [[one.mean_score, one.mean_label, one.count] for one in bins],
+        "slices": slices,
     }
-
-
-def _or_none(metric: float) -> float | None:
-    return None if np.isnan(metric) else metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,8 @@ class OfflineRequest:
 def score_offline(workspace: Workspace, model_id: str, request: OfflineRequest) -> np.ndarray:
     """Scores (B,) from the offline store's features as of the moment: what serving would say."""
     from feature_repo.item_table import read_codes_offline
-    from feature_repo.offline import point_in_time
     from feature_repo.store import open_store
+    from ray_jobs.feature_rows import join_features
 
     folder = workspace.models / model_id
     manifest = read_manifest(folder, kind="model", made_by="train")
@@ -123,8 +128,8 @@ def score_offline(workspace: Workspace, model_id: str, request: OfflineRequest) 
             "position": np.arange(len(request.candidates)),
         }
     )
-    features = [schema.SEQUENCE_TRACK_IDS]
-    rows = pa.concat_tables(point_in_time(store, entity_rows, schema.USER_SEQUENCE, features))
+    groups = manifest.options.get("features", ())
+    rows = pa.concat_tables(join_features(store, entity_rows, groups))
     track_ids, codes = read_codes_offline(
         store, manifest.parents["generation"], config["families"], config["levels"]
     )

@@ -5,69 +5,33 @@
 Writes `models/<model_id>/`: `model.safetensors` (best epoch by validation AUC),
 `last.safetensors`, `vocabulary.safetensors`, `metrics.jsonl` (one line an epoch),
 `test_scores.parquet` and the manifest with options, parents and test metrics.
+
+A run that was killed is found by the same command, with any number of workers, and goes on from
+its newest checkpoint (`run_folder.py`, `checkpoints.py`).
 """
 
 import json
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from feature_repo.artifacts import Manifest, content_id, write_artifact
+from feature_repo.artifacts import Manifest, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
-from ray_jobs.impressions import ImpressionOptions
 from ray_jobs.progress import log, step
 from ray_jobs.ray_session import ray_session
-from ray_jobs.training_set import TrainingSetOptions, training_set
+from ray_jobs.run_folder import CURVE_FILE, LAST_FILE, START_FILE, STARTS_FILE, json_lines
+from ray_jobs.train_options import TrainOptions
+from ray_jobs.train_run import Run, prepare
 
-MODELS = ("mcca", "din")
 SHOW_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    model: str = "mcca"
-    generation: str | None = None
-    impressions: ImpressionOptions = field(default_factory=ImpressionOptions)
-    epochs: int = 12
-    """Passes over the training part at most."""
-    patience: int = 2
-    """Epochs without a better validation AUC after which a run ends."""
-    batch_size: int = 512
-    """Rows of one optimizer step, over all workers."""
-    learning_rate: float = 3e-3
-    embedding_width: int = 64
-    workers: int = 1
-    gpu: bool | None = None
-    """One CUDA device a worker; by default where Ray has one for each."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise InputError(f"model must be one of {MODELS}, got {self.model!r}")
-        for name in ("epochs", "patience", "batch_size", "embedding_width", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size < self.workers:
-            raise InputError(
-                f"batch_size must be at least the {self.workers} workers, got {self.batch_size}"
-            )
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One model that a fit trains: its options, its data, and what its workers are told."""
-
-    options: TrainOptions
-    data: Manifest
-    model_id: str
-    settings: dict[str, Any]
+RESTARTS = 2
+"""Times that a group of workers is started again after one of them died."""
 
 
 def train(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
@@ -79,57 +43,26 @@ def train(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
 def train_all(workspace: Workspace, options: Sequence[TrainOptions]) -> list[dict[str, Any]]:
     """Trains models after each other in one group of workers: starting one takes 15 s.
 
-    All must agree on `workers` and `gpu`.
+    All must agree on `workers` and `gpu`. Models whose training had ended when an earlier call was
+    killed are not trained again.
     """
     if len({(one.workers, one.gpu) for one in options}) != 1:
         raise InputError("models that are trained together must agree on workers and gpu")
-    with scratch_folder(workspace.models, ".fit-") as scratch:
-        scratch = scratch.absolute()
-        runs = [_prepare(workspace, scratch, one) for one in options]
+    with ExitStack() as stack:
+        runs = [prepare(workspace, stack, one) for one in options]
+        ray_folder = stack.enter_context(scratch_folder(workspace.models, ".ray-"))
         with ray_session(), step("train", models=[run.model_id for run in runs]):
-            _fit(scratch, runs)
+            _fit(ray_folder.absolute(), runs)
+        for run in runs:
+            _raise_if_not_finite(workspace, run)
+        # The folders stay until the last is written: a kill before would train the first anew.
         return [_write_model(workspace, run) for run in runs]
 
 
-def _prepare(workspace: Workspace, scratch: Path, options: TrainOptions) -> Run:
-    from models.ranker_config import RankerConfig
-    from ray_jobs.training_stream import read_item_side
-
-    data = training_set(
-        workspace,
-        TrainingSetOptions(generation=options.generation, impressions=options.impressions),
-    )
-    folder = workspace.training_sets / data.id
-    vocabulary = read_item_side(folder, data.info["history_length"]).vocabulary
-    ranker = RankerConfig(
-        model=options.model,
-        id_rows=vocabulary.rows,
-        families=data.info["families"],
-        levels=data.info["levels"],
-        codes=data.info["codes"],
-        history_length=data.info["history_length"],
-        embedding_width=options.embedding_width,
-    )
-    model_id = content_id("model", data.id, asdict(ranker), asdict(options))
-    run_folder = scratch / model_id
-    run_folder.mkdir()
-    settings = {
-        "folder": str(run_folder),
-        "training_set": str(folder.absolute()),
-        "ranker": asdict(ranker),
-        "epochs": options.epochs,
-        "patience": options.patience,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-        "seed": options.seed,
-    }
-    return Run(options=options, data=data, model_id=model_id, settings=settings)
-
-
-def _fit(scratch: Path, runs: list[Run]) -> None:
+def _fit(ray_folder: Path, runs: list[Run]) -> None:
     """Starts the workers and waits for them, showing each epoch."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from ray_jobs.train_loop import train_loop
@@ -150,9 +83,8 @@ def _fit(scratch: Path, runs: list[Run]) -> None:
         scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",  # in a folder of its own: Ray would resume a run of the same name
-            storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            storage_path=str(ray_folder),
+            failure_config=FailureConfig(max_failures=RESTARTS),
         ),
     )
     finished = threading.Event()
@@ -160,46 +92,64 @@ def _fit(scratch: Path, runs: list[Run]) -> None:
     shower.start()
     try:
         trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(
+            f"the training failed {RESTARTS + 1} times; what it has done is kept, and the same "
+            "command goes on from there"
+        ) from error
     finally:
         finished.set()
         shower.join()
 
 
-def _curve(run: Run) -> list[dict[str, Any]]:
-    """One line an epoch; of an epoch that a restart repeated, the later one."""
-    path = Path(run.settings["folder"]) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    by_epoch = {line["epoch"]: line for line in map(json.loads, lines)}
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
-
-
 def _show(runs: list[Run], finished: threading.Event) -> None:
-    """Logs each epoch that a worker has written down, until the fit has ended."""
-    shown = dict.fromkeys((run.model_id for run in runs), 0)
+    """Logs each epoch and each new start that a worker has written down, until the fit ends."""
+    shown = {run.model_id: len(run.curve()) for run in runs}
+    starts = {run.model_id: len(json_lines(run.folder / STARTS_FILE)) + 1 for run in runs}
     while True:
         ended = finished.wait(SHOW_EVERY_S)
         for run in runs:
-            curve = _curve(run)
+            name, seed = run.options.model, run.options.seed
+            for start in json_lines(run.folder / STARTS_FILE)[starts[run.model_id] :]:
+                starts[run.model_id] += 1
+                shown[run.model_id] = min(shown[run.model_id], start["epoch"])
+                where = f"epoch {start['epoch'] + 1}, batch {start['batch']}"
+                log.warning(f"{name} seed {seed}: a worker died; going on from {where}")
+            curve = run.curve()
             for metrics in curve[shown[run.model_id] :]:
                 rounded = {k: round(v, 4) for k, v in metrics.items() if isinstance(v, float)}
-                name, seed = run.options.model, run.options.seed
                 log.info(f"{name} seed {seed}: epoch {metrics['epoch'] + 1}", **rounded)
             shown[run.model_id] = len(curve)
         if ended:
             return
 
 
+def _raise_if_not_finite(workspace: Workspace, run: Run) -> None:
+    from ray_jobs.not_finite import raise_if_not_finite
+
+    raise_if_not_finite(
+        run.folder,
+        workspace.training_sets / run.data.id,
+        seed=run.options.seed,
+        batch_size=run.options.batch_size,
+        learning_rate=run.options.learning_rate,
+    )
+
+
 def _write_model(workspace: Workspace, run: Run) -> dict[str, Any]:
+    from ray_jobs.checkpoints import best_file
     from ray_jobs.evaluate import write_test_scores
 
-    trained = Path(run.settings["folder"])
-    curve = _curve(run)
+    curve = run.curve()
     best = max(curve, key=lambda epoch: epoch["validation_auc"])
     seconds = sum(epoch["seconds"] for epoch in curve)
+    parents = {"training_set": run.data.id, "generation": run.data.parents["generation"]}
+    if run.options.start_from is not None:
+        parents["start_from"] = run.options.start_from
     manifest = Manifest(
         kind="model",
         id=run.model_id,
-        parents={"training_set": run.data.id, "generation": run.data.parents["generation"]},
+        parents=parents,
         options=asdict(run.options) | {"ranker": run.settings["ranker"]},
         rows={"train": curve[0]["rows"]},
         info={
@@ -209,14 +159,17 @@ def _write_model(workspace: Workspace, run: Run) -> dict[str, Any]:
             "validation_auc": best["validation_auc"],
             "seconds": seconds,
             "rows_per_second": sum(epoch["rows"] for epoch in curve) / seconds,
+            "starts": json_lines(run.folder / STARTS_FILE),
         },
     )
+    if run.options.start_from is not None:
+        manifest.info["before_training"] = json.loads((run.folder / START_FILE).read_text())
     training_folder = workspace.training_sets / run.data.id
     with write_artifact(workspace.models / run.model_id, manifest) as partial:
-        for name in ("model.safetensors", "last.safetensors"):
-            shutil.copy(trained / name, partial / name)
+        shutil.copy(best_file(run.folder, best["epoch"]), partial / "model.safetensors")
+        shutil.copy(run.folder / LAST_FILE, partial / LAST_FILE)
         lines = [json.dumps(epoch) + "\n" for epoch in curve]
-        (partial / "metrics.jsonl").write_text("".join(lines))
+        (partial / CURVE_FILE).write_text("".join(lines))
         _write_vocabulary(training_folder, partial)
         manifest.info["metrics"] = write_test_scores(partial, training_folder, manifest)
     metrics = manifest.info["metrics"]

@@ -1,213 +1,252 @@
 """What each Ray Train worker runs: one or several runs after each other, epoch by epoch.
 
-Validation is exact over all workers. A run ends when its validation AUC has not risen for
-`patience` epochs. Rank 0 writes `last.safetensors` and, when the AUC is the best so far,
-`model.safetensors` and a line of `metrics.jsonl` an epoch into the run's folder, which the driver
-reads. The Ray checkpoint holds what a restarted worker group needs to go on: which run, which
-epoch, the weights and the optimizer's moments.
+A run ends when its validation AUC has not risen for `patience` epochs. Where it stands is kept in
+its folder (`run_folder.py`), which all workers see: a group that Ray restarts, and a later command
+with any number of workers, go on from the newest checkpoint there.
+
+Losses stay on the device; every `WINDOW` batches the workers add them up, which is the one wait for
+the device. A loss that is NaN or infinite is found there, to the batch, and ends all runs.
+
+Shape suffixes: B rows of this worker's part of a batch, W batches of a window.
 """
 
 import json
 import os
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
-import ray.train.torch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from models.batch import to_device
+from feature_repo.artifacts import write_json
 from models.ranker_config import RankerConfig
+from models.ranker_optimizer import RankerOptimizer
 from models.rankers import build_ranker
-from models.ranking_metrics import auc, logloss
+from ray_jobs.checkpoints import (
+    Checkpoints,
+    Progress,
+    best_file,
+    checkpoint_path,
+    load_state,
+    newest_checkpoint,
+    read_progress,
+    write_weights,
+)
+from ray_jobs.run_folder import (
+    CURVE_FILE,
+    FINISHED_FILE,
+    LAST_FILE,
+    NOT_FINITE_FILE,
+    START_FILE,
+    STARTS_FILE,
+    check_owner,
+)
+from ray_jobs.train_step import TrainStep
 from ray_jobs.training_stream import (
     ItemSide,
     StreamPlace,
-    labels,
     read_item_side,
-    score_rows,
     train_batches,
+    train_rows,
 )
+from ray_jobs.validation import validate
+from ray_jobs.worker_group import WorkerGroup
 
-
-@dataclass(kw_only=True)
-class Progress:
-    """How far the worker group has come."""
-
-    run: int = 0
-    epochs_done: int = 0
-    """Of this run."""
-    best_auc: float = -1.0
-    epochs_since_best: int = 0
+WINDOW = 64
+"""Batches between two looks at the loss. Only there can a checkpoint be."""
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings["runs"]` are plain data, made by `ray_jobs.train`."""
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        for run, settings_of_run in enumerate(settings["runs"]):
-            _train(settings_of_run, Progress(run=run), None)
-        return
-    with checkpoint.as_directory() as folder:
-        progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
-        _train(settings["runs"][progress.run], progress, Path(folder))
-    for run in range(progress.run + 1, len(settings["runs"])):
-        _train(settings["runs"][run], Progress(run=run), None)
+    group = WorkerGroup.of_this_worker()
+    for of_run in settings["runs"]:
+        if not train_one(of_run, group):
+            return
 
 
-def _train(settings: dict[str, Any], progress: Progress, resume_from: Path | None) -> None:
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+def train_one(settings: dict[str, Any], group: WorkerGroup) -> bool:
+    """Trains one model to its end. False if the loss was no longer finite."""
+    run_folder, data_folder = Path(settings["folder"]), Path(settings["training_set"])
+    for folder in (run_folder, data_folder):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"a worker on this node does not see {folder}: on a cluster the workspace has to "
+                "lie on storage that every node mounts under the same path"
+            )
+    if group.is_first:
+        check_owner(run_folder, settings["owner"])
+    finished = torch.tensor((run_folder / FINISHED_FILE).exists())
+    if group.from_first(finished.int()):  # one answer for all, should a node see files later
+        return True
     torch.manual_seed(settings["seed"])
     config = RankerConfig(**settings["ranker"])
-    folder = Path(settings["training_set"])
-    side = read_item_side(folder, config.history_length)
-    model = ray.train.torch.prepare_model(build_ranker(config))
-    device = ray.train.torch.get_device()
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
-    if resume_from is not None:
-        load_state(resume_from, _unwrapped(model), optimizer)
-    validation = pq.read_table(folder / "validation.parquet")
-    truth = labels(validation).numpy()
-    while (
-        progress.epochs_done < settings["epochs"]
-        and progress.epochs_since_best < settings["patience"]
-    ):
-        started = time.perf_counter()
-        place = StreamPlace(
-            seed=settings["seed"],
-            epoch=progress.epochs_done,
-            batch_size=settings["batch_size"],
-            rank=rank,
-            world_size=world_size,
-        )
-        train_loss, rows = _train_epoch(model, optimizer, folder, side, place, device)
-        seconds = time.perf_counter() - started
-        scores = _score_everywhere(model, side, validation, rank, world_size, device)
-        metrics = {
-            "run": progress.run,
-            "epoch": progress.epochs_done,
-            "train_loss": train_loss,
-            "validation_auc": auc(truth, scores),
-            "validation_logloss": logloss(truth, scores),
-            "rows": rows,
-            "seconds": seconds,
+    ranker = build_ranker(config)
+    start = _agreed_start(run_folder, group)
+    if start is None and settings["start_weights"] is not None:
+        ranker.load_state_dict(ranker.state_dict() | load_file(settings["start_weights"]))
+    # The optimizer first: it changes how gradients of ID tables are kept, which DDP has to see.
+    optimizer = RankerOptimizer(ranker.to(group.device), settings["learning_rate"])
+    model = group.spread(ranker)
+    progress = Progress()
+    if start is not None:
+        progress = read_progress(start)
+        load_state(start, unwrapped(model), optimizer)
+    checkpoints = Checkpoints(run_folder, every_s=settings["checkpoint_every_s"])
+    _begin(run_folder, progress, group)
+    side = read_item_side(data_folder, config.history_length, group.device)
+    step = TrainStep(
+        model,
+        optimizer,
+        side.lookup,
+        batch_size=settings["batch_size"],
+        steps=settings["epochs"] * train_rows(data_folder) // settings["batch_size"],
+        workers=group.world_size,
+        bf16=settings["bf16"],
+    )
+    validation = data_folder / "validation.parquet"
+    if group.is_first:
+        checkpoints.rewind(start)
+    if start is None and settings["warm"]:
+        before = validate(unwrapped(model), side, validation, group)
+        if group.is_first:
+            write_json(run_folder / START_FILE, before)
+
+    def checkpoint_if_due() -> None:
+        # The first worker decides alone: the others hold the same weights and need not know.
+        if group.is_first and checkpoints.due():
+            check_owner(run_folder, settings["owner"])
+            checkpoints.write(progress, unwrapped(model), optimizer)
+
+    while progress.epoch < settings["epochs"] and progress.epochs_since_best < settings["patience"]:
+        model.train()
+        if not _train_epoch(step, side, settings, progress, group, checkpoint_if_due):
+            return False
+        metrics: dict[str, Any] = {
+            "epoch": progress.epoch,
+            "train_loss": progress.loss_sum / progress.rows,
+            **validate(unwrapped(model), side, validation, group),
+            "rows": progress.rows,
+            "seconds": progress.seconds,
         }
-        # Every worker has all scores, so all take the same decision.
-        is_best = metrics["validation_auc"] > progress.best_auc
-        progress.epochs_done += 1
-        progress.best_auc = max(progress.best_auc, metrics["validation_auc"])
-        progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
-        if rank > 0:
-            ray.train.report(metrics)
-            continue
-        with tempfile.TemporaryDirectory() as partial:
-            state = Path(partial)
-            save_state(state, _unwrapped(model), optimizer)
-            (state / "progress.json").write_text(json.dumps(asdict(progress)))
-            _write_epoch(Path(settings["folder"]), _unwrapped(model), metrics, is_best)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(partial))
+        # Every worker has the same metrics, so all take the same decision.
+        is_best = progress.end_epoch(metrics["validation_auc"])
+        if group.is_first:
+            check_owner(run_folder, settings["owner"])
+            if is_best:
+                write_weights(unwrapped(model), best_file(run_folder, metrics["epoch"]))
+            with (run_folder / CURVE_FILE).open("a") as stream:
+                stream.write(json.dumps(metrics) + "\n")
+        checkpoint_if_due()
+    if group.is_first:
+        write_weights(unwrapped(model), run_folder / LAST_FILE)
+        write_json(run_folder / FINISHED_FILE, asdict(progress))
+        checkpoints.rewind(None)
+    return True
 
 
-def _write_epoch(
-    folder: Path, model: torch.nn.Module, metrics: dict[str, Any], is_best: bool
-) -> None:
-    """What the driver takes when the run has ended."""
-    for name in ("last", "model") if is_best else ("last",):
-        save_file(model.state_dict(), folder / f".{name}.partial")
-        os.replace(folder / f".{name}.partial", folder / f"{name}.safetensors")
-    with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write(json.dumps(metrics) + "\n")
+def _agreed_start(run_folder: Path, group: WorkerGroup) -> Path | None:
+    """The checkpoint that the first worker found whole, so that all begin from one."""
+    found = newest_checkpoint(run_folder) if group.is_first else None
+    place = torch.tensor([-1, -1])
+    if found is not None:
+        progress = read_progress(found)
+        place = torch.tensor([progress.epoch, progress.batch])
+    epoch, batch = group.from_first(place).tolist()
+    if epoch < 0:
+        return None
+    return checkpoint_path(run_folder, Progress(epoch=epoch, batch=batch))
+
+
+def _begin(run_folder: Path, progress: Progress, group: WorkerGroup) -> None:
+    """Says which process this rank is; the first drops the epochs that will be trained again."""
+    (run_folder / "workers").mkdir(exist_ok=True)
+    write_json(
+        run_folder / "workers" / f"{group.rank}.json", {"pid": os.getpid(), "node": group.node}
+    )
+    if not group.is_first:
+        return
+    curve = run_folder / CURVE_FILE
+    lines = curve.read_text().splitlines(keepends=True) if curve.exists() else []
+    curve.write_text("".join(lines[: progress.epoch]))
+    start = {"epoch": progress.epoch, "batch": progress.batch, "workers": group.world_size}
+    with (run_folder / STARTS_FILE).open("a") as stream:
+        stream.write(json.dumps(start) + "\n")
 
 
 def _train_epoch(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    folder: Path,
+    step: TrainStep,
     side: ItemSide,
-    place: StreamPlace,
-    device: torch.device,
-) -> tuple[float, int]:
-    """Mean training loss of this worker's rows, and the rows of all workers."""
-    model.train()
-    total_loss = torch.zeros((), device=device)
-    mine = rows = 0
-    for batch, labels_B, global_rows in train_batches(folder, side, place):
-        logits_B = model(to_device(batch, device))
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits_B, labels_B.to(device), reduction="sum"
+    settings: dict[str, Any],
+    progress: Progress,
+    group: WorkerGroup,
+    after_window: Callable[[], None],
+) -> bool:
+    """Trains what is left of the epoch, keeping `progress`. False if a loss was not finite."""
+    place = StreamPlace(
+        seed=settings["seed"],
+        epoch=progress.epoch,
+        batch_size=settings["batch_size"],
+        rank=group.rank,
+        world_size=group.world_size,
+        first_batch=progress.batch,
+    )
+    loss_W = torch.zeros(WINDOW, dtype=torch.float64, device=group.device)
+    rows: list[int] = []
+    """Of the global batches of this window."""
+    clock = time.perf_counter()
+
+    def end_window() -> bool:
+        nonlocal clock
+        total_W = group.sum(loss_W[: len(rows)].clone())
+        if not total_W.isfinite().all():
+            if group.is_first:
+                first = int((~total_W.isfinite()).int().argmax())
+                batch, loss = progress.batch + first, str(float(total_W[first]))
+                found = {"epoch": progress.epoch, "batch": batch, "loss": loss}
+                write_json(Path(settings["folder"]) / NOT_FINITE_FILE, found)
+            return False
+        progress.loss_sum += float(total_W.sum())
+        progress.rows += sum(rows)
+        progress.batch += len(rows)
+        rows.clear()
+        now = time.perf_counter()
+        progress.seconds, clock = progress.seconds + now - clock, now
+        return True
+
+    for batch, labels_B, global_rows in train_batches(Path(settings["training_set"]), side, place):
+        if not rows:
+            _seed_window(place, progress.batch)
+        weight = group.world_size / global_rows
+        loss_W[len(rows)] = step(batch, labels_B, weight)
+        rows.append(global_rows)
+        if len(rows) == WINDOW:
+            if not end_window():
+                return False
+            after_window()
+            clock = time.perf_counter()
+    if rows and not end_window():
+        return False
+    if progress.rows == 0:
+        raise ValueError(
+            f"{settings['training_set']} has no batch of as many training rows as workers"
         )
-        optimizer.zero_grad()
-        # DDP averages over workers: times their number, over the global batch's rows, it is the
-        # mean over the global batch, however its rows are divided.
-        (loss * place.world_size / global_rows).backward()
-        optimizer.step()
-        total_loss += loss.detach()
-        mine += len(labels_B)
-        rows += global_rows
-    if rows == 0:
-        raise ValueError(f"{folder} has no batch of as many training rows as workers")
-    mean = float(total_loss) / max(1, mine)
-    if not np.isfinite(mean):
-        raise FloatingPointError(
-            f"the training loss of epoch {place.epoch} is {mean}; lower --learning-rate"
-        )
-    return mean, rows
+    return True
 
 
-def _score_everywhere(
-    model: torch.nn.Module,
-    side: ItemSide,
-    rows: pa.Table,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-) -> np.ndarray:
-    """Scores of all rows on every worker, each having scored its share: metrics stay exact."""
-    model.eval()
-    share = -(-rows.num_rows // world_size)
-    mine = rows.slice(rank * share, share)
-    scores_S = torch.zeros(share)
-    scores_S[: mine.num_rows] = torch.from_numpy(score_rows(_unwrapped(model), side, mine))
-    if world_size > 1:
-        gathered = [torch.zeros(share, device=device) for _ in range(world_size)]
-        torch.distributed.all_gather(gathered, scores_S.to(device))
-        scores_S = torch.cat(gathered).cpu()
-    return scores_S[: rows.num_rows].numpy()
+def _seed_window(place: StreamPlace, batch: int) -> None:
+    """Seeds torch by the place in the run, so that a resumed one draws the same numbers."""
+    seeds = np.random.SeedSequence((place.seed, place.epoch, batch, place.rank))
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The ranker itself: with several workers it is wrapped for gradient averaging."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def save_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """`model.safetensors` and Adam's moments, `optimizer.safetensors`."""
-    save_file(model.state_dict(), folder / "model.safetensors")
-    moments = {
-        f"{parameter}.{name}": value
-        for parameter, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
-
-
-def load_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The inverse of `save_state`, into a model and an optimizer of the same shape."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        parameter, name = key.split(".")
-        state.setdefault(int(parameter), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

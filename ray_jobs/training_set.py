@@ -1,11 +1,12 @@
 """Impressions joined with what the feature store knew at their moment.
 
 Writes `training_sets/<id>/`: `train-*.parquet` (rows shuffled with the seed), `validation.parquet`,
-`test.parquet` (ordered by time) and `items.safetensors` (the generation's codes, and the training
-impressions of each track). Everything that a training run reads is in this one folder.
+`test.parquet` (ordered by time), `items.safetensors` (the generation's codes, and the training
+impressions of each track) and, with feature groups, `numbers.safetensors` (their mean and spread
+over the training part). Everything that a training run reads is in this one folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,22 @@ from feature_repo.artifacts import (
 )
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
+from models.number_rows import NumberStatistics
 from ray_jobs.impressions import PARTS, ImpressionOptions, impressions
+from ray_jobs.number_features import (
+    FEATURE_GROUPS,
+    NUMBERS,
+    STATS_VIEWS,
+    check_groups,
+    feature_references,
+    number_names,
+    numbers_of,
+)
 from ray_jobs.progress import log, step
 from ray_jobs.sequences import deletions, events_id
 
 ROWS_PER_FILE = 65_536
+NUMBERS_FILE = "numbers.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,11 @@ class TrainingSetOptions:
     generation: str | None = None
     """Generation whose IDs the rankers see; the newest when not given."""
     impressions: ImpressionOptions = field(default_factory=ImpressionOptions)
+    features: tuple[str, ...] = ()
+    """Groups of numbers that rankers see beside IDs: `user`, `track`, `context`."""
+
+    def __post_init__(self) -> None:
+        check_groups(self.features)
 
 
 def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
@@ -49,14 +66,8 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
     generation = read_manifest(
         workspace.generations / generation_id, kind="generation", made_by="quantize"
     )
-    sequence_source = workspace.feature_source(schema.USER_SEQUENCE)
-    sequence = read_manifest(sequence_source, kind="feature_source", made_by="sequences")
     log_now = events_id(workspace)
-    if sequence.parents["events"] != log_now:
-        raise ArtifactError(
-            f"the sequences were made from {sequence.parents['events']}, the event log is "
-            f"{log_now} now; run `crescendo sequences` and `crescendo publish`"
-        )
+    sequence = _feature_source(workspace, schema.USER_SEQUENCE, log_now)
     parents = {
         "generation": generation.id,
         "generation_files": generation.files,
@@ -64,6 +75,11 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
         "sequences": sequence.files,
     }
     settings = asdict(options.impressions)
+    if options.features:  # in the order that the numbers have, whatever was asked in which
+        settings["features"] = [group for group in FEATURE_GROUPS if group in options.features]
+        for group, view in STATS_VIEWS.items():
+            if group in options.features:
+                parents[view] = _feature_source(workspace, view, log_now).files
     training_set_id = content_id("ts", parents, settings)
     folder = workspace.training_sets / training_set_id
     if folder.exists():
@@ -81,27 +97,46 @@ def training_set(workspace: Workspace, options: TrainingSetOptions) -> Manifest:
             "levels": generation.info["levels"],
             "codes": generation.info["codes"],
             "history_length": sequence.options["length"],
-            "features": [f"{schema.USER_SEQUENCE}:{schema.SEQUENCE_TRACK_IDS}"],
+            "features": feature_references(options.features),
+            "numbers": list(number_names(options.features)),
         },
     )
     with write_artifact(folder, manifest) as partial:
-        manifest.rows = _write_rows(workspace, rows, options.impressions.seed, partial)
+        manifest.rows = _write_rows(workspace, rows, options, partial)
+        if options.features:
+            _write_number_statistics(number_names(options.features), partial)
         train = rows.loc[rows["part"] == "train", schema.TRACK_ID].to_numpy()
         _write_items(workspace, generation, train, partial / "items.safetensors")
     log.info("training set", id=training_set_id, **manifest.rows)
     return manifest
 
 
+def _feature_source(workspace: Workspace, view: str, log_now: str) -> Manifest:
+    """The manifest of a view's source, made from the event log as it is now."""
+    source = read_manifest(
+        workspace.feature_source(view), kind="feature_source", made_by="sequences"
+    )
+    if source.parents["events"] != log_now:
+        raise ArtifactError(
+            f"the sequences were made from {source.parents['events']}, the event log is "
+            f"{log_now} now; run `crescendo sequences` and `crescendo publish`"
+        )
+    return source
+
+
 def _write_rows(
-    workspace: Workspace, rows: pd.DataFrame, seed: int, folder: Path
+    workspace: Workspace, rows: pd.DataFrame, options: TrainingSetOptions, folder: Path
 ) -> dict[str, int]:
-    """Joins the impressions with the user's sequence and writes each part; returns its rows.
+    """Joins the impressions with their features and writes each part; returns its rows.
 
     The rows are brought into their order before the join, which keeps it, so that the joined ones
     need not be held: the training part shuffled with the seed, the others by time.
     """
+    from feature_repo.store import open_store
+    from ray_jobs.feature_rows import join_features
+
     parts = {part: np.flatnonzero(rows["part"] == part) for part in PARTS}
-    parts["train"] = np.random.default_rng(seed).permutation(parts["train"])
+    parts["train"] = np.random.default_rng(options.impressions.seed).permutation(parts["train"])
     train_rows = len(parts["train"])
     files = {
         f"train-{start // ROWS_PER_FILE:05d}.parquet": min(ROWS_PER_FILE, train_rows - start)
@@ -109,17 +144,19 @@ def _write_rows(
     } | {f"{part}.parquet": len(parts[part]) for part in PARTS[1:]}
     ordered = rows.iloc[np.concatenate(list(parts.values()))]
     with step("point-in-time join", rows=len(rows)):
-        _write_files(_join_history(workspace, ordered), files, folder)
+        joined = join_features(open_store(workspace), ordered, options.features)
+        _write_files(joined, files, folder)
     return {part: len(positions) for part, positions in parts.items()}
 
 
-def _join_history(workspace: Workspace, rows: pd.DataFrame) -> Iterator[pa.Table]:
-    """Feast's point-in-time join of the user's sequence; an unknown user has an empty one."""
-    from feature_repo.offline import point_in_time
-    from feature_repo.store import open_store
-
-    store = open_store(workspace)
-    return point_in_time(store, rows, schema.USER_SEQUENCE, [schema.SEQUENCE_TRACK_IDS])
+def _write_number_statistics(names: Sequence[str], folder: Path) -> None:
+    """Mean and spread over the training part: what a ranker normalises its numbers with."""
+    statistics = NumberStatistics(names)
+    for path in sorted(folder.glob("train-*.parquet")):
+        numbers_BN = numbers_of(pq.read_table(path, columns=[NUMBERS]))
+        assert numbers_BN is not None
+        statistics.add(numbers_BN)
+    save_file(statistics.tensors(), folder / NUMBERS_FILE)
 
 
 def _write_files(tables: Iterator[pa.Table], files: dict[str, int], folder: Path) -> None:

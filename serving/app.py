@@ -13,7 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.ranker import ReleaseRanker
+from serving.rank_together import RankTogether
+from serving.ranker import Ranking, ReleaseRanker
+from serving.releases import Release
 
 MAX_CANDIDATES = 2000
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
@@ -48,8 +50,12 @@ class RankResponse(BaseModel):
 def rank(ranker: ReleaseRanker, request: RankRequest) -> RankResponse:
     """The answer of `POST /v1/rank`, also given by `crescendo rank`."""
     ranking = ranker.rank(request.user_id, request.candidates)
+    return _response(ranker.release, request, ranking)
+
+
+def _response(release: Release, request: RankRequest, ranking: Ranking) -> RankResponse:
     return RankResponse(
-        release_id=ranker.release.release_id,
+        release_id=release.release_id,
         user_id=request.user_id,
         results=[
             RankedTrack(track_id=track_id, score=score)
@@ -63,6 +69,7 @@ def create_app(ranker: ReleaseRanker, events: APIRouter) -> FastAPI:
     """The application around a loaded release and the route that takes events."""
     app = FastAPI(title="Crescendo", docs_url=None, redoc_url=None)
     app.include_router(events)
+    together = RankTogether(ranker)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -76,7 +83,8 @@ def create_app(ranker: ReleaseRanker, events: APIRouter) -> FastAPI:
     # `async def` on purpose: scoring is CPU-bound, and one thread serves its requests in turn.
     @app.post("/v1/rank")
     async def post_rank(request: RankRequest) -> RankResponse:
-        return rank(ranker, request)
+        ranking = await together.rank(request.user_id, request.candidates)
+        return _response(ranker.release, request, ranking)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -9,6 +9,7 @@ which changes by an atomic rename.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -64,7 +65,7 @@ def make_release(workspace: Workspace, model_id: str | None = None) -> dict[str,
         created_at=datetime.now(UTC).isoformat(),
         replaces=previous if previous != release_id else _replaced_by(workspace, release_id),
     )
-    _register_service(workspace, release)
+    _register_service(workspace, release, model.info["features"])
     write_json(workspace.releases / f"{release_id}.json", asdict(release))
     _make_live(workspace, release_id)
     return asdict(release)
@@ -111,14 +112,19 @@ def _replaced_by(workspace: Workspace, release_id: str) -> str | None:
     return read_release(workspace, release_id).replaces
 
 
-def _register_service(workspace: Workspace, release: Release) -> None:
+def _register_service(workspace: Workspace, release: Release, features: Sequence[str]) -> None:
+    """Registers the service that holds `features`, `view:feature` of the model, and its IDs."""
     from feature_repo.feature_definitions import ranker_service
     from feature_repo.store import apply, find_view, open_store
 
     store = open_store(workspace)
-    user_sequence = find_view(store, schema.USER_SEQUENCE)
+    columns: dict[str, list[str]] = {}
+    for reference in features:
+        view, column = reference.split(":")
+        columns.setdefault(view, []).append(column)
+    read = [find_view(store, view)[names] for view, names in columns.items()]
     semantic_ids = find_view(store, schema.semantic_ids_view_name(release.generation_id))
-    apply(store, [ranker_service(release.release_id, user_sequence, semantic_ids)])
+    apply(store, [ranker_service(release.release_id, read, semantic_ids)])
 
 
 def _make_live(workspace: Workspace, release_id: str) -> None:

@@ -1,7 +1,21 @@
-"""What the ranker reads of a user on every request; a sample of it is kept for the audit."""
+"""What the ranker reads of a user on every request; a sample of it is kept for the audit.
+
+    rows = UserRows(workspace, store, ["user_sequence:seq_track_ids"], logged_share=0.01)
+    user, other = rows.read([7, 8])
+    user.track_ids_L
+
+Writes `<workspace>/served_reads/user_sequence/` (`feature_repo.read_log`). Counts are not kept:
+the row of a day is there some time after its midnight, and of the reads in between the audit would
+say that they are unequal.
+
+Shape suffixes: L listens of one user, N users.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from feast import FeatureStore
@@ -10,15 +24,27 @@ from feature_repo import schema
 from feature_repo.online import OnlineReader, packed_store
 from feature_repo.read_log import ReadLog, ReadLogOptions
 from feature_repo.store import read_online
+from feature_repo.stores.packed_columns import Column
 from feature_repo.stores.packed_store import PackedOnlineStore
 from feature_repo.workspace import Workspace
 
-LISTENS = f"{schema.USER_SEQUENCE}:{schema.SEQUENCE_TRACK_IDS}"
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UserRow:
+    """What one read found of a user. Nothing known of a user is a row like any other."""
+
+    track_ids_L: np.ndarray
+    """int64: the last listens, newest last."""
+    listened_us_L: np.ndarray
+    """int64: when they were, microseconds since 1970; (0,) where the release does not read it."""
+    counts: Mapping[str, int]
+    """Columns of `user_stats`, by name; 0 without a row: nothing happened."""
 
 
 class UserRows:
     """Reads the features of one release's users.
 
+    `features`: `view:feature` of `user_sequence`, its track ids among them, and of `user_stats`.
     `logged_share` is the share of users whose reads are kept (0: none). Only the packed stores
     say when a row was written, so with another one it has to be 0 (InputError).
     """
@@ -40,15 +66,50 @@ class UserRows:
         if isinstance(store._get_provider().online_store, PackedOnlineStore):
             self._reader = OnlineReader(store, features)
 
-    def listens(self, user_id: int) -> np.ndarray | None:
-        """The user's last listens, newest last: int64 track ids; None if there are none."""
+    def read(self, user_ids: Sequence[int]) -> list[UserRow]:
+        """The rows of these users (one or more), in their order, from one round trip."""
         if self._reader is None:
-            row = read_online(self._store, schema.USER_ID, [user_id], self._features)
-            listens = row[schema.SEQUENCE_TRACK_IDS][0]
-            # Feast's Redis store says of an absent user that the value is an empty list.
-            return np.array(listens, dtype=np.int64) if listens else None
-        columns = self._reader.read(np.array([user_id]))
+            columns = self._read_stock(user_ids)
+        else:
+            columns = self._read_packed(self._reader, np.array(user_ids))
+        of_user = (
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        )
+        return [
+            UserRow(
+                track_ids_L=np.asarray(row[schema.SEQUENCE_TRACK_IDS], dtype=np.int64),
+                listened_us_L=np.asarray(row.get(schema.SEQUENCE_TIMESTAMPS, ()), dtype=np.int64),
+                counts={
+                    name: count
+                    for name, count in row.items()
+                    if name not in schema.SEQUENCE_COLUMNS
+                },
+            )
+            for row in of_user
+        ]
+
+    def _read_packed(self, reader: OnlineReader, ids_N: np.ndarray) -> dict[str, Sequence[Any]]:
+        columns = reader.read(ids_N)
         if self.read_log is not None:
             self.read_log.record(columns, time.time_ns() // 1000)
-        track_ids = columns[LISTENS].values
-        return track_ids if len(track_ids) else None
+        return {_column(name): _each(columns[name]) for name in self._features}
+
+    def _read_stock(self, user_ids: Sequence[int]) -> dict[str, Sequence[Any]]:
+        rows = read_online(self._store, schema.USER_ID, user_ids, self._features)
+        found: dict[str, Sequence[Any]] = {}
+        for name in map(_column, self._features):
+            # None, except that Feast's Redis store has an empty list of an absent user.
+            nothing = () if name in schema.SEQUENCE_COLUMNS else 0
+            found[name] = [value or nothing for value in rows[name]]
+        return found
+
+
+def _column(feature: str) -> str:
+    return feature.split(":")[1]
+
+
+def _each(column: Column) -> Sequence[Any]:
+    """A number or a list of numbers a user; 0 or an empty list where there is none."""
+    if column.offsets_N1 is None:
+        return column.values.tolist()
+    return [column.values[start:end] for start, end in pairwise(column.offsets_N1.tolist())]

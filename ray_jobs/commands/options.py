@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from feature_repo.errors import InputError
+
 Generation = Annotated[str | None, typer.Option(help="Generation id; the newest when not given.")]
 ModelId = Annotated[str | None, typer.Option(help="Model id; the newest when not given.")]
 LabelRule = Annotated[str, typer.Option(help="complete, favourite, replayed or sampled_negatives.")]
@@ -38,6 +40,14 @@ MaxRejected = Annotated[
 def answer(result: dict[str, Any]) -> None:
     """The command's last line: one JSON object."""
     typer.echo(json.dumps(result))
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a comma-separated list."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"{name} must be whole numbers, comma-separated, got {text!r}") from None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from models.ranker_config import MODELS
 from ray_jobs.commands.options import (
     BatchSize,
     Epochs,
@@ -17,19 +18,48 @@ from ray_jobs.commands.options import (
     Workers,
     answer,
     names,
+    whole_numbers,
 )
 
 
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="mcca or din.")] = "mcca",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "mcca",
     generation: Generation = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin with, after an aligned refit of its IDs."),
+    ] = None,
     label_rule: LabelRule = "complete",
+    features: Annotated[
+        str, typer.Option(help="Numbers beside IDs: user, track, context; comma-separated.")
+    ] = "",
     epochs: Epochs = 12,
     batch_size: BatchSize = 512,
     learning_rate: LearningRate = 3e-3,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Products in bfloat16.")] = False,
+    embedding_width: Annotated[int, typer.Option(help="Width of every embedding.")] = 64,
+    attention_hidden: Annotated[int, typer.Option(help="Hidden width of attention nets.")] = 64,
+    tower_hidden: Annotated[str, typer.Option(help="Widths of the MLP.")] = "200,80",
+    family: Annotated[
+        str | None, typer.Option(help="din_sid: the ID family it sees; text by default.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="sim: listens that attention sees; 10 by default.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="sim: soft (embeddings, the default) or hard (codes).")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="transformer: 4 by default.")] = None,
+    layers: Annotated[int | None, typer.Option(help="transformer: 2 by default.")] = None,
+    code_start: Annotated[
+        str, typer.Option(help="Code tables begin random, or from the codebooks' centroids.")
+    ] = "random",
     workers: Workers = 1,
     gpu: Gpu = None,
+    checkpoint_every_s: Annotated[
+        float, typer.Option(help="Seconds between two checkpoints, at least.")
+    ] = 60.0,
     seed: int = 0,
 ) -> None:
     """A training set from Feast, and a ranker trained on it by Ray Train."""
@@ -39,12 +69,25 @@ def train(
     options = TrainOptions(
         model=model,
         generation=generation,
+        start_from=start_from,
         impressions=ImpressionOptions(label_rule=label_rule),
+        features=names(features) if features else (),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        bf16=bf16,
+        embedding_width=embedding_width,
+        attention_hidden=attention_hidden,
+        tower_hidden=whole_numbers("tower_hidden", tower_hidden),
+        family=family,
+        top_k=top_k,
+        search=search,
+        heads=heads,
+        layers=layers,
+        code_start=code_start,
         workers=workers,
         gpu=gpu,
+        checkpoint_every_s=checkpoint_every_s,
         seed=seed,
     )
     answer(train(context.obj, options))

@@ -4,7 +4,6 @@ from typing import Any
 
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
-from ray_jobs.evaluate import COLD_BELOW
 from ray_jobs.report import figures
 from ray_jobs.report.markup import Html, Section, element, table, two_lines
 from ray_jobs.report.readings import Release
@@ -20,6 +19,7 @@ from ray_jobs.report.verdicts import (
     number,
     verdicts,
 )
+from ray_jobs.slices import COLD_BELOW
 from ray_jobs.study import METRICS
 
 
@@ -113,6 +113,11 @@ def test_part(
         ]
     )
     section.parts.append(_slices_table(found, list(scored)))
+    parts = _parts_table({kind: compared.by_kind()[kind] for kind in scored})
+    if parts is None:
+        section.miss(workspace, "metrics of cold users, short histories and the like", "train")
+    else:
+        section.parts.append(parts)
     return section
 
 
@@ -181,13 +186,51 @@ def _live_outside(
     )
 
 
-def _slices_table(found: list[Slice], kinds: list[str]) -> Html:
-    def cell(values: list[float]) -> object:
-        if not values:
-            return NOTHING
-        spread = max(values) - min(values) if len(values) > 1 else None
-        return _with_spread(number(sum(values) / len(values)), number(spread))
+def _parts_table(kinds: dict[str, list[Run]]) -> Html | None:
+    """Metrics by kind of item, user and history; None for models that were made without them."""
+    runs = [run for of_kind in kinds.values() for run in of_kind]
+    if any("slices" not in run.metrics for run in runs):
+        return None
+    by_run = {run.model_id: _named_parts(run.metrics["slices"]) for run in runs}
+    rows: list[list[object]] = []
+    for name, part in by_run[runs[0].model_id].items():
+        if part["rows"] == 0:
+            continue
+        row: list[object] = [name, f"{part['rows']:,}", f"{part['positives']:.1%}"]
+        for of_kind in kinds.values():
+            parts = [by_run[run.model_id][name] for run in of_kind]
+            for metric in ("auc", "calibration_error"):
+                row.append(_cell([one[metric] for one in parts if one[metric] is not None]))
+        rows.append(row)
+    columns = [f"{kind} {title}" for kind in kinds for title in ("AUC", "calibration error")]
+    head = ["Part of the test rows", "Test rows", "Positives", *columns]
+    return table("Metrics by item, user and history", head, rows)
 
+
+def _named_parts(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every slice of `ray_jobs.slices` under one line's name."""
+    named = {
+        "cold items": found["cold_items"],
+        "new items": found["new_items"],
+        "cold users": found["cold_users"],
+        "new users": found["new_users"],
+    }
+    named |= {f"history of {name}": part for name, part in found["history"].items()}
+    for part in found["popularity"]:
+        least, most = part["impressions"]
+        named[f"item with {least:,} to {most:,} impressions"] = part
+    return named
+
+
+def _cell(values: list[float]) -> object:
+    """Mean over the runs, with their spread."""
+    if not values:
+        return NOTHING
+    spread = max(values) - min(values) if len(values) > 1 else None
+    return _with_spread(number(sum(values) / len(values)), number(spread))
+
+
+def _slices_table(found: list[Slice], kinds: list[str]) -> Html:
     return table(
         "AUC by training impressions of the track",
         ["Training impressions", "Test rows", "Positives", *(f"{kind} AUC" for kind in kinds)],
@@ -196,7 +239,7 @@ def _slices_table(found: list[Slice], kinds: list[str]) -> Html:
                 part.name,
                 f"{part.rows:,}",
                 f"{part.positives / part.rows:.1%}",
-                *(cell(part.aucs[kind]) for kind in kinds),
+                *(_cell(part.aucs[kind]) for kind in kinds),
             ]
             for part in found
         ],

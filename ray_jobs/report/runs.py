@@ -16,8 +16,8 @@ from feature_repo.artifacts import MANIFEST, Manifest, read_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from models.ranking_metrics import CalibrationBin, auc, calibration
-from ray_jobs.evaluate import CALIBRATION_BINS
 from ray_jobs.report.readings import checked_file
+from ray_jobs.slices import CALIBRATION_BINS
 
 SLICES = (("0", 0, 0), ("1-9", 1, 9), ("10-29", 10, 29), ("30-99", 30, 99), ("100+", 100, None))
 """Name, least and most training impressions of a track."""

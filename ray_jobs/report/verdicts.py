@@ -13,18 +13,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ray_jobs.evaluate import COLD_BELOW
+from ray_jobs.bootstrap import COVERAGE
+from ray_jobs.slices import COLD_BELOW
 from ray_jobs.study import METRICS
 
 RULE = (
-    "Rule: runs of one seed are paired. A model is called better or worse than the baseline where "
-    "the mean of its differences is larger than the spreads of both models; "
-    "spread = highest minus lowest seed."
+    f"Rule: runs of one seed are paired. A model is called better or worse than the baseline where "
+    f"the {COVERAGE:.0%} interval of the mean of its differences leaves 0 out: a bootstrap over "
+    "seeds and test users, both models on the same draw. Where a draw cannot be measured there is "
+    "no interval, and the mean has to be larger than the spreads of both models; spread = highest "
+    "minus lowest seed."
 )
 COLD = f"Cold rows: the track has fewer than {COLD_BELOW} training impressions."
-TITLES = {"auc": "AUC", "gauc": "GAUC", "cold_auc": "cold AUC", "logloss": "logloss"}
+TITLES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "cold_auc": "cold AUC",
+    "logloss": "logloss",
+    "cold_gauc": "cold GAUC",
+}
 CEILING = "true taste"
 NOTHING = "n/a"
+NO_DIFFERENCE = "no difference shown"
 NARROWEST = 80
 
 
@@ -70,11 +80,15 @@ def _judgement(study: dict[str, Any], model: str, metric: str) -> str:
     change = f"AUC {difference['mean']:+.4f}"
     if len(difference["per_seed"]) < 2:
         return f"{change}, one seed: undecided, as there is no spread to compare with"
+    outcome = f"{model} is {'better' if difference['mean'] > 0 else 'worse'}"
+    if difference.get("interval") is not None:
+        low, high = difference["interval"]
+        change += f" ({COVERAGE:.0%}: {low:+.4f} to {high:+.4f})"
+        return f"{change}: {NO_DIFFERENCE if low <= 0 <= high else outcome}"
     spread = max(study["models"][name][metric]["spread"] for name in (model, study["baseline"]))
     if not difference["beyond_spread"]:
-        return f"{change}, within the spread of {spread:.4f}: no difference shown"
-    outcome = "better" if difference["mean"] > 0 else "worse"
-    return f"{change}, beyond the spread of {spread:.4f}: {model} is {outcome}"
+        return f"{change}, within the spread of {spread:.4f}: {NO_DIFFERENCE}"
+    return f"{change}, beyond the spread of {spread:.4f}: {outcome}"
 
 
 def print_study(study: dict[str, Any], ceiling: dict[str, float] | None) -> None:

@@ -13,7 +13,7 @@ def objects():
     services = [
         definitions.content_service(semantic_ids, stats[1]),
         definitions.taste_service(sequence, stats[0]),
-        definitions.ranker_service("rel-a", sequence, semantic_ids),
+        definitions.ranker_service("rel-a", [sequence[[schema.SEQUENCE_TRACK_IDS]]], semantic_ids),
     ]
     return [semantic_ids, sequence, *stats], services
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,9 +10,11 @@ from models.batch import (
     FIRST_TRACK_ROW,
     MISSING_CODE,
     ZERO_ROW,
+    ItemLookup,
     ItemTable,
     Vocabulary,
     make_batch,
+    track_rows,
 )
 
 TRACKS = np.array([3, 5, 8, 13], dtype=np.int64)
@@ -30,14 +33,13 @@ ANY_TRACK = st.sampled_from([*TRACKS.tolist(), -7, 99, 2**62])
 )
 def test_batch_equals_reading_row_by_row(rows, length):
     histories = [history for _, history in rows]
-    batch = make_batch(
-        np.array([target for target, _ in rows], dtype=np.int64),
-        np.array([track for history in histories for track in history], dtype=np.int64),
-        np.cumsum([0, *(len(history) for history in histories)]),
-        items=ITEMS,
-        vocabulary=VOCABULARY,
+    listens = track_rows(
+        torch.tensor([target for target, _ in rows]),
+        torch.tensor([track for history in histories for track in history], dtype=torch.int64),
+        torch.tensor([0, *(len(history) for history in histories)]).cumsum(0),
         history_length=length,
     )
+    batch = make_batch(listens, ItemLookup.of(ITEMS, VOCABULARY, torch.device("cpu")))
     known = dict(zip(TRACKS.tolist(), CODES_IFL, strict=True))
     missing = np.full((2, 3), MISSING_CODE)
     id_rows = {5: FIRST_TRACK_ROW, 13: FIRST_TRACK_ROW + 1}

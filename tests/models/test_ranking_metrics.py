@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
+from models import scored_rows, sorted_auc
 from models.ranking_metrics import auc, calibration, expected_calibration_error, gauc, logloss
 
 rows = st.lists(
@@ -65,6 +66,56 @@ def test_gauc_of_many_users_in_any_order():
     expected, _ = by_groupby(users[some], labels[some], scores[some])
     partial = gauc(users[some], labels[some], scores[some])
     assert partial.unweighted == pytest.approx(expected[:, 0].mean(), abs=1e-12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows, st.integers(1, 9), st.sampled_from(["near", "far", "text", "uint", "byte"]), st.booleans()
+)
+def test_chunks_users_and_scores_of_any_kind(data, chunk, kind, fine):
+    users, labels, scores = np.array(data).T
+    users = {
+        "near": users - 3,
+        "far": users * (2**61) - 2**62,
+        "text": np.array([f"user {user}" for user in users]),
+        "byte": (users * 40 - 100).astype(np.int8),
+        "uint": users.astype(np.uint64) + np.uint64(2**63),
+    }[kind]
+    # Not two of the fine ones are the same float32.
+    scores = 1 + scores * 1e-12 if fine else scores / 4
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (scored_rows, sorted_auc):
+            patch.setattr(module, "CHUNK", chunk)
+        found = gauc(users, labels, scores)
+        alone = auc(labels, scores)
+    expected, all_users = by_groupby(users, labels, scores)
+    assert (found.users, found.left_out) == (len(expected), all_users - len(expected))
+    if len(expected):
+        weighted = np.average(expected[:, 0], weights=expected[:, 1])
+        assert found.gauc == pytest.approx(weighted, abs=1e-12)
+    if len(np.unique(labels)) == 2:
+        assert alone == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_zeros_of_either_sign_tie():
+    assert auc([0, 1], [0.0, -0.0]) == 0.5
+    assert auc([0, 1, 1], [-1.5, -0.0, 1e-40]) == 1.0
+
+
+def test_metrics_of_several_chunks():
+    generator = np.random.default_rng(4)
+    labels, p = generator.integers(0, 2, 1000), generator.random(1000)
+    whole = (logloss(labels, p), calibration(labels, p, bins=7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scored_rows, "CHUNK", 33)
+        assert logloss(labels, p) == pytest.approx(whole[0], rel=1e-12)
+        for ours, theirs in zip(calibration(labels, p, bins=7), whole[1], strict=True):
+            assert ours.count == theirs.count
+            assert ours.mean_score == pytest.approx(theirs.mean_score)
+            assert ours.mean_label == pytest.approx(theirs.mean_label)
+        labels[700] = 3
+        with pytest.raises(ValueError, match="labels must be 0 or 1; row 700 has 3"):
+            auc(labels, p)
 
 
 def test_known_values():
