@@ -63,7 +63,7 @@ def kill_around_batches(step: int, root: Path) -> None:
         os.close(os.open(root / ".step", os.O_WRONLY | os.O_CREAT))
 
     for store in (packed_sqlite.PackedSqliteOnlineStore, packed_redis.PackedRedisOnlineStore):
-        for name in ("_put", "_change"):
+        for name in ("_put", "change_rows"):
             method = getattr(store, name)
 
             def around(self, *arguments, method=method):

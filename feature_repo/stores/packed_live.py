@@ -58,7 +58,7 @@ def merge_listens(
             for place, old in zip(which.tolist(), stored, strict=True)
         ]
 
-    online._change(config, rows.view, np.array(users, dtype="i8"), change)
+    online.change_rows(config, rows.view, np.array(users, dtype="i8"), change)
 
 
 class ListenRows:

@@ -159,7 +159,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
             stored += [free and calls.execute(b"MSETNX", *pairs) == 1] * len(part)
         return stored
 
-    def _change(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
+    def change_rows(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
         names = _row_keys(view, keys)
         calls = self._connected(config)
         todo = np.arange(len(names))

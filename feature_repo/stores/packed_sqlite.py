@@ -78,7 +78,7 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
             _remember(connection, view)
             _upsert(connection, view, _entities(view, keys), rows, replace)
 
-    def _change(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
+    def change_rows(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
         entities = _entities(view, keys)
         with self._writing(config) as connection:
             _remember(connection, view)

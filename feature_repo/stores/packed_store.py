@@ -61,7 +61,7 @@ class PackedOnlineStore(OnlineStore):
         """Stores rows unless what is there is newer; with `replace` whatever is there."""
 
     @abstractmethod
-    def _change(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
+    def change_rows(self, config: RepoConfig, view: PackedView, keys: Keys, change: Change) -> None:
         """Replaces each row by what `change` makes of it, atomically; it may be called again."""
 
     @abstractmethod
@@ -288,7 +288,7 @@ class PackedOnlineStore(OnlineStore):
             elif replace:
                 self._put(config, batch.view, keys, rows.packed(), True)
             else:
-                self._change(config, batch.view, keys, _merging(rows))
+                self.change_rows(config, batch.view, keys, _merging(rows))
 
 
 def _merging(rows: SequenceRows) -> Change:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from feature_repo import schema
 from feature_repo.errors import InputError
 from feature_repo.read_log import READ_AT, served_reads
-from feature_repo.stores import sequence_merge
+from feature_repo.stores.packed_live import ListenRows
+from feature_repo.stores.packed_row import NO_CREATION
 from feature_repo.workspace import Workspace
 from ray_jobs.audit import audit
 from ray_jobs.ingest import IngestOptions, ingest
@@ -211,19 +212,14 @@ def test_reads_one_microsecond_off_are_caught(source, tmp_path, by_us):
 
 
 def test_a_merge_that_counts_a_repeated_event_twice_is_caught(source, tmp_path, monkeypatch):
-    whole = sequence_merge.windows_of
+    def without_dedupe(rows, stored, arrivals):
+        event_us, created_us, listens = (arrivals.event_us, NO_CREATION, [])
+        if stored is not None:
+            event_us, created_us, listens = rows.unpack(stored)
+        every = sorted([*listens, *arrivals.listens])[-SMALL.length :]
+        return rows.pack(max(event_us, arrivals.event_us), created_us, every)
 
-    def without_dedupe(user_E, listens_4E, users, length):
-        told_apart = listens_4E.copy()
-        told_apart[sequence_merge.EVENT] = np.arange(listens_4E.shape[1])  # no two are the same
-        order = np.lexsort((listens_4E[sequence_merge.EVENT],))
-        windows = whole(user_E[order], told_apart[:, order], users, length)
-        windows.listens_4E[sequence_merge.EVENT] = listens_4E[:, order][
-            sequence_merge.EVENT, windows.listens_4E[sequence_merge.EVENT]
-        ]
-        return windows
-
-    monkeypatch.setattr(sequence_merge, "windows_of", without_dedupe)
+    monkeypatch.setattr(ListenRows, "merged", without_dedupe)
     report = replayed_with(source, tmp_path)
     assert report["features"][schema.SEQUENCE_EVENT_IDS]["inserts"] > 100
 
