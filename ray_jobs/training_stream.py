@@ -33,7 +33,7 @@ from ray_jobs.number_features import numbers_of
 
 SCORING_BATCH = 4096
 CPU = torch.device("cpu")
-READERS = 2
+READERS = 4
 """Threads that read a worker's files, so many files ahead."""
 
 
@@ -59,14 +59,15 @@ class ItemSide:
         histories = column.combine_chunks()
         numbers_BN = numbers_of(rows)
         return track_rows(
-            self._tensor(rows[schema.TRACK_ID].to_numpy()),
-            self._tensor(histories.values.to_numpy(zero_copy_only=False)),
-            self._tensor(histories.offsets.to_numpy()),
+            self.tensor(rows[schema.TRACK_ID].to_numpy()),
+            self.tensor(histories.values.to_numpy(zero_copy_only=False)),
+            self.tensor(histories.offsets.to_numpy()),
             history_length=self.history_length,
-            numbers_BN=None if numbers_BN is None else self._tensor(numbers_BN),
+            numbers_BN=None if numbers_BN is None else self.tensor(numbers_BN),
         )
 
-    def _tensor(self, column: np.ndarray) -> Tensor:
+    def tensor(self, column: np.ndarray) -> Tensor:
+        """A copy on the side's device."""
         host = torch.from_numpy(column.copy())  # Arrow's memory is not to be written to
         if self.device.type == "cuda":  # pinned memory is copied beside what the device does
             host = host.pin_memory()
@@ -211,9 +212,17 @@ def _shuffled(folder: Path, place: StreamPlace) -> Iterator[_ShuffledFile]:
 def _read_block(side: ItemSide, file: _ShuffledFile) -> _Block:
     """The file's rows, shuffled on the side's device: on the host that costs more than reading."""
     table = pq.read_table(file.path)
-    rows_N = torch.from_numpy(file.order(table.num_rows)).to(side.device)
-    block = _Block(rows=side.track_rows(table), labels_N=labels(table).to(side.device))
-    return block.each(lambda value: value[rows_N])
+    # A stream of its own: behind the steps that are queued, copies would come too late.
+    stream = torch.cuda.Stream(side.device) if side.device.type == "cuda" else None
+    with torch.cuda.stream(stream):
+        rows_N = side.tensor(file.order(table.num_rows))
+        block = _Block(rows=side.track_rows(table), labels_N=side.tensor(labels(table).numpy()))
+        block = block.each(lambda value: value[rows_N])
+    if stream is not None:
+        stream.synchronize()
+        for value in (*block.rows.columns().values(), block.labels_N):
+            value.record_stream(torch.cuda.default_stream(side.device))  # where steps run
+    return block
 
 
 def labels(rows: pa.Table) -> Tensor:

@@ -1,7 +1,7 @@
 """Rankings that wait at the same time are scored in one forward pass.
 
-A pass over thirty candidates is mostly overhead, so under load the cost of a ranking falls; a
-request that is alone waits for nothing.
+Half and more of a pass over thirty candidates is overhead, so under load the cost of a ranking
+falls; a request that is alone waits for nothing.
 """
 
 import asyncio

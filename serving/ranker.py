@@ -141,7 +141,7 @@ class ReleaseRanker:
     ) -> list[Ranking]:
         """`rank` of several users and their candidates: one read and one forward pass for all.
 
-        A pass costs about as much for a few hundred rows as for one.
+        A pass over 240 rows costs a third to a half of eight passes over 30.
         """
         moment_us = time.time_ns() // 1000 if moment_us is None else moment_us
         users = self.user_rows.read([user_id for user_id, _ in requests])

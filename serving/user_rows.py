@@ -72,20 +72,16 @@ class UserRows:
             columns = self._read_stock(user_ids)
         else:
             columns = self._read_packed(self._reader, np.array(user_ids))
-        of_user = (
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        )
+        track_ids = columns[schema.SEQUENCE_TRACK_IDS]
+        listened_us = columns.get(schema.SEQUENCE_TIMESTAMPS, [()] * len(user_ids))
+        counted = [name for name in columns if name not in schema.SEQUENCE_COLUMNS]
         return [
             UserRow(
-                track_ids_L=np.asarray(row[schema.SEQUENCE_TRACK_IDS], dtype=np.int64),
-                listened_us_L=np.asarray(row.get(schema.SEQUENCE_TIMESTAMPS, ()), dtype=np.int64),
-                counts={
-                    name: count
-                    for name, count in row.items()
-                    if name not in schema.SEQUENCE_COLUMNS
-                },
+                track_ids_L=np.asarray(track_ids[n], dtype=np.int64),
+                listened_us_L=np.asarray(listened_us[n], dtype=np.int64),
+                counts={name: columns[name][n] for name in counted},
             )
-            for row in of_user
+            for n in range(len(user_ids))
         ]
 
     def _read_packed(self, reader: OnlineReader, ids_N: np.ndarray) -> dict[str, Sequence[Any]]:

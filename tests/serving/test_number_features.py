@@ -13,6 +13,7 @@ import yaml
 
 from feature_repo import schema
 from feature_repo.errors import ArtifactError
+from feature_repo.online import packed_store
 from feature_repo.store import open_store
 from feature_repo.store_settings import PACKED_SQLITE, STORE_SETTINGS
 from feature_repo.workspace import Workspace
@@ -109,8 +110,8 @@ def test_a_training_row_is_the_served_vector(world, groups):
     if groups:
         assert trained.numbers_BN.shape == (6, len(data.info["numbers"]))
     for place, row in enumerate(rows.to_pylist()):
-        user, tracks_B = row["user_id"], np.array([row["track_id"]])
-        served = ranker.batch(user, ranker.user_rows.listens(user), tracks_B, LAST_MOMENT_US)
+        users, tracks_B = ranker.user_rows.read([row["user_id"]]), np.array([row["track_id"]])
+        served = ranker.batch(users, [tracks_B], LAST_MOMENT_US)
         for name, tensor in vars(trained).items():
             if tensor is None:
                 assert getattr(served, name) is None
@@ -147,6 +148,36 @@ def test_scores_equal_the_offline_scores(world, model):
         offline = score_offline(after, model_id, request)
         np.testing.assert_allclose([online[track] for track in candidates], offline, atol=1e-6)
         assert ranking.user_known == (user != NEWCOMER)
+
+
+@pytest.mark.parametrize("groups", [(), FEATURE_GROUPS])
+def test_several_users_are_one_batch_of_their_own_rows(world, groups):
+    _, _, ranker = released(world, groups)
+    tracks = [np.array(own) for own in ([1, 2, 7], [], [NEW_TRACK, 5], [2])]
+    users = ranker.user_rows.read([1, 2, NEWCOMER, 1])
+    pairs = [pair for pair in zip(users, tracks, strict=True) if len(pair[1])]
+    alone = [ranker.batch([user], [own], LAST_MOMENT_US) for user, own in pairs]
+    for name, tensor in vars(ranker.batch(users, tracks, LAST_MOMENT_US)).items():
+        if tensor is None:
+            assert not groups
+        else:
+            expected = torch.cat([getattr(batch, name) for batch in alone])
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_requests_ranked_together_read_the_users_once(world, monkeypatch):
+    _, _, ranker = released(world, FEATURE_GROUPS)
+    online, reads = packed_store(ranker._store), []
+    fetch = online._fetch
+
+    def counted(config, asked):
+        reads.append([(view.name, ids.tolist()) for view, ids in asked])
+        return fetch(config, asked)
+
+    monkeypatch.setattr(online, "_fetch", counted)
+    ranker.rank_together([(2, [1, 2]), (1, [3]), (NEWCOMER, [4])])
+    views = (schema.USER_SEQUENCE, schema.USER_STATS)
+    assert reads == [[(view, [2, 1, NEWCOMER]) for view in views]]
 
 
 def test_now_is_the_clock_where_no_moment_is_given(world):
