@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -30,7 +29,6 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -42,6 +40,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.trained
 
+from benchmarks.machine import processor, versions
 from feature_repo.event_journal import fold
 from feature_repo.workspace import Workspace
 
@@ -293,8 +292,7 @@ def show(result: dict[str, object], stores: list[str]) -> None:
         table.add_row(name.removesuffix("_ms").replace("_", " "), *values)
     console = Console()
     console.print(table)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("feast", "fastapi", "uvicorn"))
-    console.print(f"{os.cpu_count()} cores, {platform.machine()}; {versions}")
+    console.print(f"{processor()}; {versions('feast', 'fastapi', 'uvicorn')}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Prints a table of rows/s and ratios; the last line is one JSON object.
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -23,7 +22,6 @@ import tempfile
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor, versions
 from feature_repo import schema
 
 TRACKS, USERS, LENGTH = 100_000, 50_000, 100
@@ -280,8 +281,8 @@ def show(
     def median(who: str, where: str, measure: str, view: str) -> float:
         return statistics.median(answer[measure][view] for answer in answers[who, where])
 
-    packages = ", ".join(f"{name} {version(name)}" for name in ("feast", "duckdb", "redis"))
-    table = Table(title=f"materialize, rows/s ({os.cpu_count()} cores, {packages})")
+    machine = f"{processor()}; {versions('feast', 'duckdb', 'redis')}"
+    table = Table(title="materialize, rows/s", caption=machine)
     for column in ("store", "view", "rows", "stock", "ours", "ratio", "ratio of CPU time"):
         table.add_column(column, justify="right")
     result: dict[str, Any] = {}
@@ -303,7 +304,7 @@ def show(
             peak_gb = max(answer["peak_gb"] for answer in answers[who, where])
             result[f"{where}_{who}_peak_gb"] = round(peak_gb, 2)
     Console(width=100).print(table)
-    result |= {"identical": identical, "machine": platform.processor() or platform.machine()}
+    result |= {"identical": identical, "machine": machine}
     print(json.dumps(result))
 
 

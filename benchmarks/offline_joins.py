@@ -18,13 +18,11 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.machine import processor, versions
 from benchmarks.offline_join_data import NUMBERS, SCALARS, SNAPSHOTS, STORES, write_data
 from feature_repo import schema
 
@@ -58,7 +57,8 @@ def main() -> None:
         return
     length = options.length or (20 if options.quick else 100)
     sizes = QUICK_SIZES if options.quick else SIZES
-    results: dict[str, Any] = {"length": length, "machine": machine()}
+    machine = f"{processor()}; {versions('feast', 'duckdb', 'pyarrow', 'numpy')}"
+    results: dict[str, Any] = {"length": length, "machine": machine}
     with tempfile.TemporaryDirectory(prefix="offline-joins-") as temporary:
         folders = [Path(temporary) / f"{events}" for _, events in sizes]
         for question in ("scalars", "sequences"):
@@ -207,16 +207,6 @@ def user_lists(folder: Path, store_name: str) -> Any:
         timestamp_field=schema.EVENT_TIMESTAMP,
     )
     return FeatureView(name=SNAPSHOTS, entities=[entity()], schema=ours.schema, source=source)
-
-
-def machine() -> dict[str, Any]:
-    names = ("feast", "duckdb", "pyarrow", "numpy")
-    return {
-        "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
 
 
 def show(results: dict[str, Any]) -> None:

@@ -15,16 +15,15 @@ entities too. Prints a table; the last line is one JSON object.
 import argparse
 import gc
 import json
-import platform
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,9 @@ from feast.value_type import ValueType
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor, versions
 from feature_repo import schema
 from feature_repo.online import OnlineReader, packed_store
 
@@ -299,9 +301,8 @@ def main() -> None:
     console = Console(width=100)
     console.print(table)
     console.print(
-        f"{calls} calls each; {tracks:,} tracks, {users:,} users; {_processor()}; Python "
-        f"{platform.python_version()}, Feast {version('feast')}, redis-py {version('redis')}, "
-        f"SQLite {sqlite3.sqlite_version}; values identical: {same}"
+        f"{calls} calls each; {tracks:,} tracks, {users:,} users; {processor()}; "
+        f"{versions('feast', 'redis')}, SQLite {sqlite3.sqlite_version}; values identical: {same}"
     )
     print(json.dumps({**answer, "identical": same}))
 
@@ -319,12 +320,6 @@ def add_rows(table: Table, label: str, times: dict[str, np.ndarray]) -> dict[str
         )
     table.add_section()
     return found
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} cores of {models[0] if models else platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ Shape suffixes: N rows, D dims, K codes, J earlier levels.
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor, versions
 from models.kmeans import kmeans
 from models.kmeans_start import initial_centroids
 from models.psrq import PsrqOptions, fit
@@ -235,9 +239,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, within a minute")
     given = parser.parse_args()
     answer: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if given.device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if given.device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "versions": versions("torch", "faiss-cpu"),
     }
     if given.device == "cpu":
         size = (20_000, 256, 128, 5) if given.quick else (100_000, 768, 256, 25)

@@ -11,12 +11,17 @@ a process of its own. The last line is one JSON object; seconds are CPU seconds,
 import argparse
 import json
 import multiprocessing
-import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor, versions
 
 SCORE_BLOCK = 4_194_304
 
@@ -52,8 +57,8 @@ def main() -> None:
         "sklearn_rows": few,
         "sklearn_ratio": round(theirs["seconds"] / ours["seconds"], 1),
         "error": abs(ours["value"] - theirs["value"]),
-        "processor": platform.processor() or platform.machine(),
-        "numpy": np.__version__,
+        "processor": processor(),
+        "versions": versions("numpy", "scikit-learn"),
         **measured,
     }
     print(json.dumps(result))

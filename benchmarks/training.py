@@ -14,32 +14,24 @@ bytes of table rows take at the card's measured copy speed. Prints a table; the 
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from feature_repo import schema
+from benchmarks.machine import processor, versions
+from benchmarks.training_data import CODES, FAMILIES, LEVELS, ROWS_PER_FILE, write_training_set
 from models.batch import TrackRows
 from models.ranker_config import RankerConfig
 from models.ranker_optimizer import RankerOptimizer
@@ -48,50 +40,8 @@ from ray_jobs import train_step
 from ray_jobs.train_step import TrainStep
 from ray_jobs.training_stream import ItemSide, StreamPlace, read_item_side, train_batches
 
-FAMILIES, LEVELS, CODES, WIDTH = ("text", "audio", "joint"), 3, 256, 64
-TOWER, ATTENTION, LEARNING_RATE = (200, 80), 64, 1e-3
-ROWS_PER_FILE = 65_536
+WIDTH, TOWER, ATTENTION, LEARNING_RATE = 64, (200, 80), 64, 1e-3
 WARM_UP = 8
-
-
-def write_training_set(folder: Path, rows: int, tracks: int, history: int) -> None:
-    """Random rows whose tracks' popularity falls as rank^-0.8."""
-    sizes = [min(ROWS_PER_FILE, rows - start) for start in range(0, rows, ROWS_PER_FILE)]
-    write = partial(write_file, folder, tracks, history)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(write, range(len(sizes)), sizes, chunksize=8):
-            pass
-    ids = np.arange(tracks)
-    codes = np.random.default_rng(0).integers(0, CODES, (tracks, len(FAMILIES), LEVELS))
-    tensors = {"track_ids": ids, "codes": codes, "vocabulary_track_ids": ids}
-    save_file(
-        tensors | {"vocabulary_train_counts": np.ones(tracks, np.int64)},
-        folder / "items.safetensors",
-    )
-
-
-def write_file(folder: Path, tracks: int, history: int, number: int, rows: int) -> None:
-    random = np.random.default_rng(number)
-    cumulated = popularity(tracks)
-
-    def draw(size: int) -> np.ndarray:
-        return np.searchsorted(cumulated, random.random(size)).clip(max=tracks - 1)
-
-    listens = pa.ListArray.from_arrays(
-        np.arange(rows + 1, dtype=np.int32) * history, draw(rows * history)
-    )
-    columns = {
-        schema.TRACK_ID: draw(rows),
-        "label": random.integers(0, 2, rows).astype(np.int8),
-        schema.SEQUENCE_TRACK_IDS: listens,
-    }
-    pq.write_table(pa.table(columns), folder / f"train-{number:05d}.parquet")
-
-
-@cache
-def popularity(tracks: int) -> np.ndarray:
-    cumulated = np.cumsum(np.arange(1, tracks + 1) ** -0.8)
-    return cumulated / cumulated[-1]
 
 
 class Ours:
@@ -316,10 +266,10 @@ def report(
         rate, times = f"{rates[name]:,.0f}", f"{rates[name] / peer:.1f}"
         table.add_row(name, f"{value * 1000:.2f}", rate, times, share, floor)
     Console(width=100).print(table)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     print(
-        f"batch {options.batch_size}, {torch.get_num_threads()} threads; {where}; torch "
-        f"{torch.__version__}, FuxiCTR {_version('fuxictr')}, Python {platform.python_version()}"
+        f"batch {options.batch_size}, {torch.get_num_threads()} threads; {where}; "
+        f"{versions('torch', 'fuxictr')}"
     )
     for name, epoch_s in answer.get("epoch_s", {}).items():
         print(f"one pass of {name} over {answer['rows']:,} rows: {epoch_s / 60:.1f} minutes")
@@ -329,13 +279,6 @@ def report(
         "samples_per_s": {name: round(rate) for name, rate in rates.items()},
     }
     print(json.dumps(answer))
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

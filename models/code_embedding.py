@@ -31,6 +31,7 @@ class CodeEmbedding(nn.Module):
         self.first_row_L: Tensor
         self.register_buffer("first_row_L", torch.arange(levels) * codes, persistent=False)
 
+    @torch.compiler.disable  # compiled and recorded, its gradients came out wrong (torch 2.11)
     def forward(self, codes: Tensor) -> Tensor:
         rows = torch.where(codes == MISSING_CODE, self.padding_row, codes + self.first_row_L)
         flat_LN = rows.flatten(0, -2).t().contiguous()

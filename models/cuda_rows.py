@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from models.centroid_scores import CentroidScores
 from models.cuda_choice import Exact, choose
 from models.cuda_kernels import (
     BK,
@@ -29,7 +30,6 @@ from models.cuda_kernels import (
     pack,
     tiles,
 )
-from models.nearest import NearestCentroid
 from models.rows import EPS, LARGEST, check_rows
 
 HALF = 2.0**-11
@@ -51,7 +51,7 @@ class PackedRows:
             group_N, self.order_N = codes_NJ[:, 0].to(narrow).sort(stable=True)
             group_N = group_N.long()
         self.tiles: Tiles = tiles(group_N, groups)
-        self.rows: Packed = pack(x_ND, search.search.centre_D, self.order_N)
+        self.rows: Packed = pack(x_ND, search.scores.centre_D, self.order_N)
         self.gather_codes(codes_NJ, search)
 
     def gather_codes(self, codes_NJ: Tensor | None, search: "CudaNearest") -> None:
@@ -73,11 +73,11 @@ class PackedRows:
 class CudaNearest:
     """One set of centroids, prepared for the kernels."""
 
-    def __init__(self, search: NearestCentroid) -> None:
-        self.search = search
-        self.grouped = bool(search.tables) and not search.subtract
-        c_KD, rest = search.c_KD, list(search.tables)
-        bias_GK = search.bias_K[None]
+    def __init__(self, scores: CentroidScores) -> None:
+        self.scores = scores
+        self.grouped = bool(scores.tables) and not scores.subtract
+        c_KD, rest = scores.c_KD, list(scores.tables)
+        bias_GK = scores.bias_K[None]
         if self.grouped:
             bias_GK, rest = rest[0], rest[1:]
         elif rest:
@@ -98,7 +98,7 @@ class CudaNearest:
         if rest:
             rest_JCK = pad(_stack(tuple(rest)), (0, self.k - k))
             # float16 keeps 11 bits of values up to 1; rows of up to LARGEST must not overflow.
-            largest = torch.maximum(rest_JCK.abs().max(), search.c_norm / LARGEST)
+            largest = torch.maximum(rest_JCK.abs().max(), scores.c_norm / LARGEST)
             table_scale = torch.exp2(largest.clamp_min(2.0**-100).log2().ceil())
             self.table_norm = self.table_norm + table_scale * len(rest)
             rest_JCK = rest_JCK / table_scale
@@ -137,17 +137,17 @@ class CudaNearest:
     @cached_property
     def distances(self) -> Exact:
         """Also takes copies out of all scores: made by the first search that is exact."""
-        search = self.search
-        bias_K = torch.zeros_like(search.bias_K) if self.grouped else search.bias_K.clone()
-        if len(search.copies):
-            self.c.bias_GK[:, search.copies] = bias_K[search.copies] = -math.inf
+        scores = self.scores
+        bias_K = torch.zeros_like(scores.bias_K) if self.grouped else scores.bias_K.clone()
+        if len(scores.copies):
+            self.c.bias_GK[:, scores.copies] = bias_K[scores.copies] = -math.inf
         wide = self.k - len(bias_K)
         return Exact(
-            c_KD=search.centroids.x_KD.contiguous(),
-            prefix_KD=search.centroids.prefix_KD,
-            subtract_JCD=_stack(search.subtract) if search.subtract else None,
-            books_JCD=_stack(search.books) if search.books else None,
-            weight=torch.tensor(search.weight**2, dtype=torch.float64, device=bias_K.device),
+            c_KD=scores.centroids.x_KD.contiguous(),
+            prefix_KD=scores.centroids.prefix_KD,
+            subtract_JCD=_stack(scores.subtract) if scores.subtract else None,
+            books_JCD=_stack(scores.books) if scores.books else None,
+            weight=torch.tensor(scores.weight**2, dtype=torch.float64, device=bias_K.device),
             bias_K=pad(bias_K, (0, wide), value=-math.inf),
             tables_JCK=pad(_stack(tuple(self.tables)), (0, wide)) if self.tables else None,
         )

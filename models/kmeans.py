@@ -1,9 +1,9 @@
 """Lloyd's k-means over points [x ; alpha * p]; p is the prefix of PSRQ, or absent: plain k-means.
 
 The means of the prefix half come from counts of (earlier code, new code) pairs (`models.means`) and
-its distances from tables (`models.nearest`): the prefix never exists as a matrix. On the CPU every
-search is exact, and skips the rows that cannot change (`models.bounds`); on a CUDA device float16
-products choose the codes while the centroids move, and the last search is exact (`models.
+its distances from tables (`models.centroid_scores`): the prefix never exists as a matrix. On the
+CPU every search is exact, and skips the rows that cannot change (`models.bounds`); on a CUDA device
+float16 products choose the codes while the centroids move, and the last search is exact (`models.
 cuda_rows`). Rows that do not fit a device stream through it, and workers may split them.
 
 Shape suffixes: N rows, M rows of one part, S pooled rows, D dims, K codes.
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.bounds import Bounds
+from models.centroid_scores import CentroidScores
 from models.cuda_graph import Replayed
 from models.kmeans_start import initial_centroids
 from models.means import Means, squared_distances
@@ -142,8 +143,7 @@ class _Rows:
         if empty == 0:
             return objective, int(moved), 0
         filled = self._fill_empty()
-        objective = float(self._update())
-        return objective, int(moved), filled
+        return float(self._update()), int(moved), filled
 
     def _step(self) -> None:
         moved = self._search()
@@ -170,7 +170,7 @@ class _Rows:
         return moved_K.sqrt()
 
     def _nearest(self) -> NearestCentroid:
-        return NearestCentroid(
+        scores = CentroidScores(
             self.centroids,
             self.books,
             self.prefix.weight if self.prefix else 0.0,
@@ -178,6 +178,7 @@ class _Rows:
             prefix_centre_D=self.means.prefix_mean_D,
             shift=self.shift,
         )
+        return NearestCentroid(scores)
 
     def _parts(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Rows on the device, part by part: where, x and the codes in the prefix's books."""
@@ -197,7 +198,7 @@ class _Rows:
             return moved
         from models.cuda_rows import CudaNearest, PackedRows
 
-        search = CudaNearest(nearest)
+        search = CudaNearest(nearest.scores)
         moved = torch.zeros((), dtype=torch.int64, device=self.device)
         for part, x_MD, codes_MJ in self._parts():
             packed = self.packed or PackedRows(x_MD, codes_MJ, search)
@@ -211,14 +212,11 @@ class _Rows:
 
     def last_search(self) -> Tensor:
         """The exact codes at the final centroids."""
-        nearest = self._nearest()
         if self.bounds is not None:
-            codes_N = self.bounds.search(nearest, self.x_ND, self.prefix, self.codes_N)
-            codes_NJ = self.prefix.codes_NJ if self.prefix else None
-            self.means.move(self.x_ND, codes_NJ, self.codes_N, codes_N)
-            self.codes_N = codes_N
-            return codes_N
+            self._search()
+            return self.codes_N
         self.packed = None
+        nearest = self._nearest()
         for part, x_MD, codes_MJ in self._parts():
             now_M = nearest(x_MD, codes_MJ)
             self.means.move(x_MD, codes_MJ, self.codes_N[part].to(self.device), now_M)

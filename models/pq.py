@@ -20,7 +20,7 @@ from torch import Tensor
 from models.balance import balanced, check_balance
 from models.exact_products import distances
 from models.kmeans import kmeans
-from models.nearest import NearestCentroid
+from models.nearest import nearest
 from models.psrq import LevelTrace, level_seed
 from models.residual_codebook import check_codes, check_names, is_weight
 from models.rows import Centroids, check_rows, mean_and_scatter
@@ -104,7 +104,7 @@ class PqBook:
         parts = slices(self._check(x_ND), self.levels)
         return torch.stack(
             [
-                NearestCentroid(Centroids(x_KD=book_KS.to(x_NS.device)))(x_NS.contiguous())
+                nearest(x_NS.contiguous(), Centroids(x_KD=book_KS.to(x_NS.device)))
                 for book_KS, x_NS in zip(self.subspaces, parts, strict=True)
             ],
             1,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.centroid_scores import CentroidScores
 from models.exact_products import distances
 from models.nearest import NearestCentroid
 from models.rows import Centroids, check_rows, check_shape, chunks, parts, prefix_sum
@@ -170,7 +171,7 @@ class Codebook:
         searches = []
         for level, x_KD in enumerate(self.residuals):
             prefixed = level > 0 and bool(self.prefixes)
-            search = NearestCentroid(
+            scores = CentroidScores(
                 Centroids(x_KD=x_KD, prefix_KD=self.prefixes[level - 1] if prefixed else None),
                 self.residuals[:level] if prefixed else (),
                 self.prefix_weight,
@@ -178,15 +179,15 @@ class Codebook:
                 shift=shift,
                 subtract=self.residuals[:level],
             )
-            shift = search.shift
-            searches.append(search)
+            shift = scores.shift
+            searches.append(NearestCentroid(scores))
         return searches
 
     @cached_property
     def _cuda_searches(self) -> "list[CudaNearest]":
         from models.cuda_rows import CudaNearest
 
-        return [CudaNearest(search) for search in self._searches]
+        return [CudaNearest(search.scores) for search in self._searches]
 
     def tensors(self) -> dict[str, Tensor]:
         """`residual_0`, `residual_1`, `prefix_1`, ...: the names in a codebook's file."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported
 pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from models.centroid_scores import CentroidScores
 from models.kmeans import kmeans
 from models.kmeans_start import initial_centroids
 from models.means import Means
-from models.nearest import NearestCentroid, nearest
+from models.nearest import nearest
 from models.psrq import PsrqOptions, assign, fit
 from models.rows import Centroids, Prefix
 from models.shards import Shards
@@ -77,7 +78,7 @@ def test_proposals_hardly_miss_and_do_not_depend_on_scale_or_batch(scale):
         codes_NJ=prefix.codes_NJ, books=tuple(b * scale for b in prefix.books), weight=0.5
     )
     there, prefix_there = on_cuda(centroids, prefix)
-    search = CudaNearest(NearestCentroid(there, prefix_there.books, 0.5))
+    search = CudaNearest(CentroidScores(there, prefix_there.books, 0.5))
     codes = prefix_there.codes_NJ
     found = search.propose(PackedRows(x.cuda(), codes, search))
     assert (found.cpu() != nearest(x, centroids, prefix)).float().mean() < 0.002

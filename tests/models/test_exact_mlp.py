@@ -51,7 +51,7 @@ def test_a_rows_bits_depend_on_that_row_alone(monkeypatch):
     loud = x.clone()
     loud[1:] *= 1e9  # another row's size must not change the rounding of this one
     assert torch.equal(net(loud)[0], whole[0])
-    monkeypatch.setattr("models.nearest.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("models.rows.CHUNK_ELEMENTS", 1)
     assert torch.equal(net(x), whole)
 
 

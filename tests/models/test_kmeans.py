@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 
+from models.centroid_scores import CentroidScores
 from models.kmeans import initial_centroids, kmeans
 from models.nearest import NearestCentroid, nearest
 from models.rows import Centroids, Prefix, check_rows
@@ -125,7 +126,7 @@ def test_nearest_with_prefix_is_the_search_in_2d(weight, whole):
 def test_a_rows_code_does_not_depend_on_its_batch():
     x = blobs(3000, 33, 5)
     c = torch.cat([x[:40], x[:40] + 1e-6, x[:5]])  # near ties and exact copies
-    search = NearestCentroid(Centroids(x_KD=c))
+    search = NearestCentroid(CentroidScores(Centroids(x_KD=c)))
     whole = search(x)
     for size, rows in ((1, 100), (7, 700), (640, 3000)):
         parts = torch.cat([search(part) for part in x[:rows].split(size)])
@@ -254,7 +255,7 @@ def test_a_product_rounded_to_bf16_does_not_choose(monkeypatch):
     monkeypatch.setattr("models.nearest.low_precision_pays", lambda codes: True)
     near, far = [1.0, 2**-4 - 2**-8, 0.0], [1.0, 2**-4 + 2**-8, 0.0539]
     c = torch.tensor([far, near, [-v for v in far], [-v for v in near]])
-    search = NearestCentroid(Centroids(x_KD=c))
+    search = NearestCentroid(CentroidScores(Centroids(x_KD=c)))
     x = torch.tensor([[1.0, 2**-4, 0.0]] * 3)
     for prepared in (None, search.prepared(x)):
         code_N, best_N, second_N = search.ranked(x, prepared=prepared)
@@ -273,7 +274,7 @@ def test_limits_of_scores_hold_where_bf16_leaves_most_rows_open(monkeypatch, lev
     c = x[:70] + 1e-3 * torch.randn(70, 40, generator=generator)
     books = tuple(0.1 * torch.randn(9 + j, 40, generator=generator) for j in range(levels))
     codes = torch.stack([torch.arange(400) % (9 + j) for j in range(levels)] or [x[:, 0]], 1).long()
-    search = NearestCentroid(Centroids(x_KD=c), subtract=books)
+    search = NearestCentroid(CentroidScores(Centroids(x_KD=c), subtract=books))
     item = x + sum((book[codes[:, j]] for j, book in enumerate(books)), torch.zeros(1))
     found, best, second = search.ranked(item, codes[:, :levels], prepared=search.prepared(item))
     left = item - sum((book[codes[:, j]] for j, book in enumerate(books)), torch.zeros(1))

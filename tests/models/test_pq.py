@@ -78,7 +78,7 @@ def test_encode_gives_the_codes_of_fit_row_by_row(iterations, monkeypatch):
     assert codes.dtype == torch.int64
     assert torch.equal(book.encode(x), codes)
     assert torch.equal(torch.cat([book.encode(row) for row in x[:20].split(1)]), codes[:20])
-    monkeypatch.setattr("models.nearest.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("models.exact_codes.CHUNK_ELEMENTS", 1)
     assert torch.equal(book.encode(x), codes)
 
 

@@ -111,7 +111,7 @@ def test_assign_gives_the_codes_of_fit_row_by_row(weight, iterations, monkeypatc
     assert torch.equal(one_by_one, codes[:40])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:999]
     assert torch.equal(assign(codebook, x[order]), codes[order])
-    monkeypatch.setattr("models.nearest.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("models.exact_codes.CHUNK_ELEMENTS", 1)
     assert torch.equal(assign(codebook, x), codes)
 
 

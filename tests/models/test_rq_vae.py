@@ -104,7 +104,7 @@ def test_encode_gives_the_codes_of_fit_row_by_row(monkeypatch):
     for size in (1, 7, 128):
         parts = [book.encode(part) for part in x[:300].split(size)]
         assert torch.equal(torch.cat(parts), codes[:300])
-    monkeypatch.setattr("models.nearest.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("models.exact_codes.CHUNK_ELEMENTS", 1)
     assert torch.equal(book.encode(x), codes)
 
 

@@ -2,9 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 class Page(HTMLParser):
@@ -49,3 +53,29 @@ class Page(HTMLParser):
         found = re.search(r"const figures = (.*);\n", self.scripts[-1])
         assert found is not None
         return json.loads(found[1])
+
+
+def in_a_browser(path: str, folder: Path) -> tuple[str, str]:
+    """The page's elements once its scripts have run, and the browser's log; skips without one."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--enable-logging=stderr --virtual-time-budget=20000 --dump-dom"
+    )
+    drawn = subprocess.run(
+        [
+            chromium,
+            *flags.split(),
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # the browser's own requests end here
+            f"--user-data-dir={folder / 'browser'}",
+            f"file://{path}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return drawn.stdout, drawn.stderr

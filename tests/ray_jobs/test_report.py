@@ -13,12 +13,7 @@ from ray_jobs.generation_table import IDS_FILE
 from ray_jobs.report import report
 from tests.event_logs import event, write_events
 from tests.ray_jobs.html_page import Page
-from tests.ray_jobs.reported import (
-    CODES,
-    GENERATION,
-    quantized,
-    write_ceiling,
-)
+from tests.ray_jobs.reported import CODES, GENERATION, quantized, write_ceiling
 
 pytest_plugins = ["tests.ray_jobs.reported"]
 
