@@ -72,6 +72,11 @@ def assign(
     read_manifest(folder, kind="generation", made_by="quantize", verify=False)
     with only_writer(folder):
         manifest = read_manifest(folder, kind="generation", made_by="quantize")
+        if not manifest.parents["codebooks"]:
+            raise InputError(
+                f"generation {generation_id} is a control of a study and has no codebooks; run "
+                "`crescendo assign --generation` with a generation that `quantize` made"
+            )
         known = pq.read_table(folder / IDS_FILE, columns=[schema.TRACK_ID])[schema.TRACK_ID]
         families = [
             _read_family(workspace, manifest, name, codebook_id)

@@ -11,7 +11,8 @@ others keep their values and order, and a changed artifact its id and age. A run
 finished by the next one.
 
 What stays: counts over all users (`track_stats`, the training counts of tracks) until they are made
-again, and what a model has learned until it is trained again.
+again, vectors of co-listening (`colistening.py`) and the codebooks fitted on them likewise, and what
+a model has learned until it is trained again.
 """
 
 import time

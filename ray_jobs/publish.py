@@ -35,7 +35,7 @@ def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str,
         from feature_repo.store import apply, open_store
         from ray_jobs.materialize import materialize_views
         from ray_jobs.materialize_options import MaterializeOptions
-    _write_semantic_ids(workspace, generation)
+    write_semantic_ids(workspace, generation)
 
     sources = workspace.published_sources
     families = tuple(generation.info["families"])
@@ -65,7 +65,7 @@ def publish(workspace: Workspace, generation_id: str | None = None) -> dict[str,
     }
 
 
-def _write_semantic_ids(workspace: Workspace, generation: Manifest) -> None:
+def write_semantic_ids(workspace: Workspace, generation: Manifest) -> None:
     view = schema.semantic_ids_view_name(generation.id)
     ids = pq.read_table(workspace.generations / generation.id / IDS_FILE)
     rows = ids.num_rows

@@ -24,12 +24,12 @@ from feature_repo.workspace import Workspace
 from models.ranker_config import OWN_OPTIONS
 from ray_jobs.bootstrap import DRAWS, interval
 from ray_jobs.progress import step
-from ray_jobs.study_scores import TestRows, drawn_metrics
+from ray_jobs.study_scores import SharedRows, drawn_metrics
 from ray_jobs.train import TrainOptions, train_all
 
 METRICS = ("auc", "gauc", "cold_auc", "logloss")
 """What every run is told by; a study also measures `cold_gauc`."""
-MEASURES = (*METRICS, "cold_gauc")
+MEASURES = ("auc", "gauc", "cold_auc", "cold_gauc", "logloss")
 MODELS_STUDY = "models"
 """Name of a study of models that share everything else."""
 
@@ -139,7 +139,7 @@ def _answer(
         for variant in question.variants
     }
     baseline = question.variants[0]
-    rows = TestRows.read(workspace, runs[baseline.name][0]["model_id"], seeds)
+    rows = SharedRows.read(workspace, runs[baseline.name][0]["model_id"], seeds)
     drawn = {
         name: drawn_metrics(workspace, rows, [run["model_id"] for run in of_variant])
         for name, of_variant in runs.items()

@@ -103,6 +103,16 @@ def evaluate(context: typer.Context, model_id: ModelId = None) -> None:
 def study(
     context: typer.Context,
     models: Models = "din,mcca",
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="quantizers, prefix, attention or collaborative, instead of --models; may be "
+            "repeated."
+        ),
+    ] = None,
+    family: Annotated[
+        str, typer.Option(help="ID family that DIN is given, with --question.")
+    ] = "text",
     seeds: Seeds = 3,
     generation: Generation = None,
     label_rule: LabelRule = "complete",
@@ -112,9 +122,10 @@ def study(
     workers: Workers = 1,
     gpu: Gpu = None,
 ) -> None:
-    """Many models x seeds on the same rows, with paired differences."""
+    """Models, or named questions, x seeds on the same rows, with paired differences."""
     from ray_jobs.impressions import ImpressionOptions
     from ray_jobs.study import StudyOptions, study
+    from ray_jobs.study_questions import QuestionOptions, answer_questions
     from ray_jobs.train import TrainOptions
 
     shared = TrainOptions(
@@ -126,4 +137,8 @@ def study(
         workers=workers,
         gpu=gpu,
     )
+    if question:
+        asked = QuestionOptions(questions=tuple(question), seeds=seeds, family=family, train=shared)
+        answer(answer_questions(context.obj, asked))
+        return
     answer(study(context.obj, StudyOptions(models=names(models), seeds=seeds, train=shared)))

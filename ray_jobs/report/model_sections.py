@@ -68,6 +68,10 @@ def test_part(
         section.parts.append(_study_table(study, ceiling))
         section.parts += [element("p", element("b", line)) for line in verdicts(study)]
         section.say(RULE)
+        section.say(
+            "Intervals of every measure, the cost of each model, and named questions that were "
+            "studied, are in study.html beside this page."
+        )
     else:
         section.miss(workspace, "study (many models and seeds on the same rows)", "study")
     if not compared.runs:
