@@ -10,9 +10,9 @@ keep late deliveries out. Then everything is searched: what is still found is an
 others keep their values and order, and a changed artifact its id and age. A run that was killed is
 finished by the next one.
 
-What stays: counts over all users (`track_stats`, the training counts of tracks) until they are made
-again, vectors of co-listening (`colistening.py`) and the codebooks fitted on them likewise, and what
-a model has learned until it is trained again.
+What stays: counts over all users (`track_stats`, the training counts of tracks), vectors of
+co-listening (`colistening.py`) and codebooks fitted on them, until they are made again, and what a
+model has learned until it is trained again.
 """
 
 import time
