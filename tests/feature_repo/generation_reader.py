@@ -2,9 +2,10 @@
 
     python -m tests.feature_repo.generation_reader WORKSPACE GENERATION TRACKS STOP_FILE
 
-The first line says that it reads. The last one is JSON: `reads`; `wrong`, reads of the generation's
-own view that were not exactly as the first one; `mixed`, reads of `track_content` that showed two
-generations or none; `seen`, the generations that `track_content` showed, in order.
+The first line says that it reads, one more each time that `track_content` shows another generation.
+The last one is JSON: `reads`; `wrong`, reads of the generation's own view that were not exactly as
+the first one; `mixed`, reads of `track_content` that showed two generations or none; `seen`, the
+generations that it showed, in order.
 """
 
 import json
@@ -41,6 +42,7 @@ def main(root: Path, generation: str, tracks: int, stop: Path) -> None:
         mixed += len(found) != 1 or None in found
         if len(found) == 1 and next(iter(found)) not in seen[-1:]:
             seen += found
+            print("seen", *found, flush=True)
         reads += 1
     print(json.dumps({"reads": reads, "wrong": wrong, "mixed": mixed, "seen": seen}))
 

@@ -55,9 +55,11 @@ def publish_while_reading(workspace: Workspace, tmp_path: Path) -> dict:
             for seed, generation in enumerate((NEW, NEXT), start=2):
                 write_generation(workspace, generation, TRACKS, seed)
                 publish(workspace, generation)
+            # A read of NEW that is under way would find it gone: the reader has to be past it.
+            assert f"seen {NEXT}\n" in iter(reader.stdout.readline, "")
             assert retire(workspace, RetireOptions(generation=NEW))["generations"] == [NEW]
             stop.touch()
-            return json.loads(reader.communicate()[0])
+            return json.loads(reader.stdout.read().splitlines()[-1])
         except BaseException:
             reader.kill()
             raise
