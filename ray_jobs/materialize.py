@@ -115,7 +115,7 @@ def _materialize_view(
         rows, expected, settled = write_range(
             workspace, store, online, source, span, identity, options
         )
-        _source_is_the_same(workspace, source)
+        source.require_unchanged()
         try:
             found = check(store, online, source, expected)
         except ArtifactError:
@@ -127,7 +127,7 @@ def _materialize_view(
         rows = materialize_stock(store, source, as_of)
         found, removed = Check(entities=rows, online=rows), 0
         settled = source.settled(settled_until(as_of, options))
-        _source_is_the_same(workspace, source)
+        source.require_unchanged()
     with registry_errors(store):
         record_interval(store, view.name, span.start, span.end)
     mark = Watermark(
@@ -193,12 +193,3 @@ def _removed(
     removed = online.delete_rows(store.config, source.view, found.vanished_X)
     left = replace(found, online=found.online - removed, vanished_X=np.zeros(0, dtype=np.int64))
     return left, removed
-
-
-def _source_is_the_same(workspace: Workspace, source: ViewSource) -> None:
-    """What was read chunk by chunk must have been one source."""
-    if ViewSource(workspace, source.view).files != source.files:
-        raise ArtifactError(
-            f"the source of view {source.view.name} was replaced while it was materialized; "
-            "run `crescendo materialize` again"
-        )

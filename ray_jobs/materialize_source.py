@@ -100,6 +100,15 @@ class ViewSource:
             )
         return dict(sorted(found.items()))
 
+    def require_unchanged(self) -> None:
+        """Raises ArtifactError if the files are not those that were found at first: what is read
+        chunk by chunk must be one source."""
+        if ViewSource(self.workspace, self.view).files != self.files:
+            raise ArtifactError(
+                f"the source of view {self.view.name} was replaced while it was materialized; "
+                "run `crescendo materialize` again"
+            )
+
     @cached_property
     def made_at(self) -> datetime:
         """When the source was written: what is online and newer cannot be in it."""
@@ -234,6 +243,7 @@ class ViewSource:
                     self._connection.register(name, table)
                 return self._connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
+            self.require_unchanged()
             raise ArtifactError(
                 f"cannot read the source of view {self.view.name} in {self.folder}: {error}; "
                 "run `crescendo sequences` (or the command that writes it) again"

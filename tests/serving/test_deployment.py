@@ -59,7 +59,11 @@ def test_the_command_serves_until_a_signal_and_ends_with_its_answer(trained, end
     )
     try:
         assert server.stderr is not None
-        assert any("stop with Ctrl-C" in line for line in server.stderr)
+        said = []
+        while not said or "stop with Ctrl-C" not in said[-1]:
+            line = server.stderr.readline()
+            assert line, f"the server ended before it served: {server.wait()}, {''.join(said)}"
+            said.append(line)
         server.send_signal(ending)
         printed, problems = server.communicate(timeout=90)
     finally:
