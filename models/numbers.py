@@ -40,5 +40,9 @@ class Numbers(nn.Module):
         if x_BN is None or x_BN.shape[1] != self.width:
             came = "none" if x_BN is None else str(x_BN.shape[1])
             raise ValueError(f"Batch.numbers_BN must hold {self.width} numbers a row, got {came}")
+        return [self.standardised(x_BN)]
+
+    def standardised(self, x_BN: Tensor) -> Tensor:
+        """z (B, N) of raw numbers."""
         f_BN = torch.where(self.is_count_N, torch.log1p(x_BN), x_BN)
-        return [torch.nan_to_num((f_BN - self.mean_N) / self.spread_N, nan=0.0)]
+        return torch.nan_to_num((f_BN - self.mean_N) / self.spread_N, nan=0.0)
