@@ -1,0 +1,119 @@
+"""Nearest tracks against brute force in numpy, for every kind of index and for late tracks."""
+
+import numpy as np
+import pytest
+
+from serving.retrieval import vector_index
+from serving.retrieval.vector_index import VectorIndex, index_kind, ivf_cells
+
+DIMS = 24
+
+
+def unit_rows(count, seed=0):
+    x = np.random.default_rng(seed).standard_normal((count, DIMS)).astype("f4")
+    x += 2 * np.random.default_rng(99).standard_normal((8, DIMS))[np.arange(count) % 8]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype("f4")
+
+
+def ids_of(count):
+    """Rising, with gaps, and not rows."""
+    return np.arange(count) * 7 - 50
+
+
+def brute_force(ids, x, query, count):
+    """Ids by falling product of the rows as they are kept, float16."""
+    products = x.astype("f2").astype("f8") @ query.astype("f8")
+    return ids[np.argsort(-products, kind="stable")][:count]
+
+
+@pytest.fixture(params=["flat", "ivf", "hnsw"])
+def kind(request, monkeypatch):
+    """Makes indexes of this kind at any size."""
+    monkeypatch.setattr(vector_index, "index_kind", lambda *_, gpu: request.param)
+    monkeypatch.setattr(vector_index, "IVF_VALUES", 400 * DIMS)  # not all cells
+    return request.param
+
+
+def test_finds_the_tracks_that_brute_force_finds(kind):
+    ids, x = ids_of(3000), unit_rows(3000)
+    index = VectorIndex.build(ids, x)
+    assert (index.kind, index.size) == (kind, 3000)
+    hits = []
+    for query in unit_rows(20, seed=1):
+        places, products = index.nearest(query, 50)
+        found = index.track_ids[places]
+        assert len(found) == len(set(found)) == 50
+        own = x.astype("f2").astype("f4")[np.searchsorted(ids, found)] @ query
+        np.testing.assert_allclose(products, own, atol=1e-5)
+        assert np.all(np.diff(products) <= 0)
+        hits.append(np.isin(found, brute_force(ids, x, query, 50)).mean())
+    assert np.mean(hits) > {"flat": 0.999, "ivf": 0.8, "hnsw": 0.95}[kind]
+
+
+def test_vectors_are_those_of_the_places(kind):
+    ids, x = ids_of(500), unit_rows(500)
+    index = VectorIndex.build(ids, x)
+    np.testing.assert_array_equal(index.track_ids, ids)
+    np.testing.assert_allclose(index.vectors(np.array([3, 499, 3])), x[[3, 499, 3]], atol=1e-3)
+
+
+def test_late_tracks_are_found_with_the_others(kind, monkeypatch):
+    ids, x = ids_of(3000), unit_rows(3000)
+    late = np.arange(3000) % 10 == 4
+    index = VectorIndex.build(ids[~late], x[~late])
+    half = np.flatnonzero(late)[:100]
+    grown = index.grown(ids[half], x[half])
+    grown = grown.grown(ids[np.flatnonzero(late)[100:]], x[np.flatnonzero(late)[100:]])
+    assert index.size == 2700  # as it was: someone may be searching it
+    assert grown.size == 3000
+    assert grown.kind == kind
+    np.testing.assert_array_equal(np.sort(grown.track_ids), ids)
+    np.testing.assert_allclose(
+        grown.vectors(np.arange(3000)), x[np.searchsorted(ids, grown.track_ids)], atol=1e-3
+    )
+    late_ids = ids[late]
+    for row in np.flatnonzero(late)[::25]:
+        found = grown.track_ids[grown.nearest(x[row], 30)[0]]
+        assert found[0] == ids[row]
+        exact = brute_force(late_ids, x[late], x[row], 5)
+        assert np.isin(exact[:1], found).all()
+    monkeypatch.setattr(vector_index, "FLAT_VALUES", 1)
+    more = ids_of(3010)[3000:]
+    again = grown.grown(more, unit_rows(10, seed=5))
+    assert len(again._parts) == 1  # too many were late: one index of all
+    np.testing.assert_array_equal(again.track_ids, ids_of(3010))
+
+
+def test_a_flat_index_that_grew_is_the_one_built_at_once():
+    ids, x = ids_of(400), unit_rows(400)
+    odd = np.arange(400) % 2 == 1
+    grown = VectorIndex.build(ids[odd], x[odd]).grown(ids[~odd], x[~odd])
+    for query in unit_rows(5, seed=2):
+        for one, other in zip(
+            grown.nearest(query, 60), VectorIndex.build(ids, x).nearest(query, 60), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_more_asked_than_held(count):
+    ids, x = ids_of(count), unit_rows(3)[:count]
+    places, products = VectorIndex.build(ids, x).nearest(unit_rows(1, seed=3)[0], 10)
+    assert sorted(ids[places].tolist()) == ids.tolist()
+    assert len(products) == count
+
+
+def test_the_kind_goes_by_size():
+    flat = vector_index.FLAT_VALUES // 128
+    assert index_kind(flat, 128, gpu=False) == "flat"
+    assert index_kind(flat + 1, 128, gpu=False) == "ivf"
+    assert index_kind(vector_index.IVF_TRACKS + 1, 128, gpu=False) == "hnsw"
+    assert index_kind(flat + 1, 128, gpu=True) == "flat"
+    assert index_kind(100_000_000, 128, gpu=True) == "ivf"  # Faiss has no HNSW on a GPU
+
+
+def test_cells_are_a_power_of_two_of_some_dozens_of_tracks():
+    for count in (1, 100, 30_000, 100_000, 1_000_000):
+        cells = ivf_cells(count)
+        assert cells & (cells - 1) == 0
+        assert 2 * np.sqrt(count) <= cells <= 4 * np.sqrt(count) + 2
