@@ -4,7 +4,9 @@
 
 Writes `models/<model_id>/`: `model.safetensors` (best epoch by validation AUC),
 `last.safetensors`, `vocabulary.safetensors`, `metrics.jsonl` (one line an epoch),
-`test_scores.parquet` and the manifest with options, parents and test metrics.
+`test_scores.parquet`, `warm_up.safetensors` (scores that a release must give again),
+`drift_baseline.safetensors` (what drift is measured against) and the manifest with options,
+parents and test metrics.
 
 A run that was killed is found by the same command, with any number of workers, and goes on from
 its newest checkpoint (`run_folder.py`, `checkpoints.py`).
@@ -138,7 +140,9 @@ def _raise_if_not_finite(workspace: Workspace, run: Run) -> None:
 
 def _write_model(workspace: Workspace, run: Run) -> dict[str, Any]:
     from ray_jobs.checkpoints import best_file
+    from ray_jobs.drift_baseline import write_drift_baseline
     from ray_jobs.evaluate import write_test_scores
+    from ray_jobs.warm_up_scores import write_warm_up
 
     curve = run.curve()
     best = max(curve, key=lambda epoch: epoch["validation_auc"])
@@ -172,6 +176,8 @@ def _write_model(workspace: Workspace, run: Run) -> dict[str, Any]:
         (partial / CURVE_FILE).write_text("".join(lines))
         _write_vocabulary(training_folder, partial)
         manifest.info["metrics"] = write_test_scores(partial, training_folder, manifest)
+        write_warm_up(partial, training_folder, manifest)
+        write_drift_baseline(partial, training_folder, manifest)
     metrics = manifest.info["metrics"]
     log.info("trained", model_id=run.model_id, **{k: metrics[k] for k in ("auc", "cold_auc")})
     summary = ("best_epoch", "epochs", "validation_auc", "seconds", "rows_per_second")

@@ -11,6 +11,7 @@ from feature_repo.workspace import Workspace
 from models.ranker_config import RankerConfig
 from models.rankers import build_ranker
 from ray_jobs.ranker_start import start_tensors
+from ray_jobs.warm_up_scores import write_warm_up
 
 
 def write_model(workspace: Workspace, data: Manifest, model: str, features=()) -> str:
@@ -45,4 +46,5 @@ def write_model(workspace: Workspace, data: Manifest, model: str, features=()) -
             "train_counts": items["vocabulary_train_counts"],
         }
         save_file(vocabulary, partial / "vocabulary.safetensors")
+        write_warm_up(partial, folder, manifest)
     return manifest.id

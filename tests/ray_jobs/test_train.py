@@ -44,6 +44,8 @@ def test_model_folder_is_whole_and_says_where_it_comes_from(trained):
         "vocabulary.safetensors",
         "metrics.jsonl",
         "test_scores.parquet",
+        "warm_up.safetensors",
+        "drift_baseline.safetensors",
     }
     curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in curve] == [0, 1, 2, 3]
