@@ -2,7 +2,8 @@
 
     crescendo retire                            every generation that no one names
     crescendo retire --generation GENERATION    that one, or says who still reads it
-    crescendo retire --release RELEASE          a release that is neither live nor the way back
+    crescendo retire --release RELEASE          one that is neither live, canary, shadow nor
+                                                the way back
 
 Of a generation its online rows, its Feast view and `features/track_semantic_ids_<generation>/` go;
 `generations/<generation>/` and the codebooks stay, so `crescendo publish --generation` brings it
@@ -23,7 +24,7 @@ from ray_jobs.progress import step
 
 GENERATION_TAG = "generation"
 RELEASE_TAG = "release"
-CURRENT = "CURRENT"
+CURRENT, CANARY, SHADOW = "CURRENT", "CANARY", "SHADOW"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,12 @@ def _drop_release(workspace: Workspace, store: Any, release_id: str) -> None:
             f"release {release_id} is live; make another one live with `crescendo release` or "
             "`crescendo rollback` before it goes"
         )
+    for name in (CANARY, SHADOW):
+        path = workspace.releases / name
+        if path.exists() and release_id in path.read_text():
+            raise ArtifactError(
+                f"release {release_id} is the {name.lower()}; run `crescendo withdraw` first"
+            )
     if live is not None and releases.get(live, {}).get("replaces") == release_id:
         raise ArtifactError(
             f"release {release_id} is where a rollback of the live release {live} goes; it can go "

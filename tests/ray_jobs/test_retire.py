@@ -163,6 +163,11 @@ def test_releases_go_when_they_are_neither_live_nor_the_way_back(workspace):
     with pytest.raises(ArtifactError, match=r"release-1 is where a rollback of .* release-2 goes"):
         retire(workspace, RetireOptions(release="release-1"))
     release(workspace, "release-3", NEW, replaces="release-2")
+    for name in ("CANARY", "SHADOW"):
+        (workspace.releases / name).write_text('{"release_id": "release-1", "share": 0.1}')
+        with pytest.raises(ArtifactError, match=rf"{name.lower()}; run `crescendo withdraw`"):
+            retire(workspace, RetireOptions(release="release-1"))
+        (workspace.releases / name).unlink()
     answer = retire(workspace, RetireOptions(release="release-1"))
     assert answer["releases"] == ["release-1"]
     assert not (workspace.releases / "release-1.json").exists()
