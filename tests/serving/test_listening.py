@@ -1,0 +1,155 @@
+"""Where a server may listen without tokens, and certificates that fit, over real TLS too."""
+
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+import httpx
+import pytest
+import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from fastapi import FastAPI
+
+from feature_repo.errors import InputError
+from feature_repo.workspace import Workspace
+from serving.listening import check_certificate, check_exposure, is_loopback, is_loopback_name
+from serving.tokens import create_token, revoke_token
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("::ffff:127.0.0.1", True),
+        ("localhost", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("header", "loopback"),
+    [
+        ("localhost:8000", True),
+        ("localhost", True),
+        ("127.0.0.1:80", True),
+        ("[::1]:8000", True),
+        ("[::1]", True),
+        ("::1", True),
+        ("example.org:8000", False),
+        ("127.0.0.1.nip.example:8000", False),
+        ("10.0.0.7:8000", False),
+        ("", False),
+        (":8000", False),
+    ],
+)
+def test_a_host_header_of_this_machine(header, loopback):
+    assert is_loopback_name(header) is loopback
+
+
+def test_without_tokens_a_server_listens_on_loopback_alone(tmp_path):
+    workspace = Workspace(tmp_path)
+    check_exposure(workspace, "127.0.0.1")
+    with pytest.raises(InputError, match=r"reaches 0\.0\.0\.0 .*crescendo token create"):
+        check_exposure(workspace, "0.0.0.0")
+    create_token(workspace, name="web", scopes=["rank"])
+    check_exposure(workspace, "0.0.0.0")
+    revoke_token(workspace, name="web")
+    with pytest.raises(InputError, match="no access token"):
+        check_exposure(workspace, "0.0.0.0")
+
+
+def certificate_pair(folder, name, passphrase=None):
+    """A certificate of 127.0.0.1 that vouches for itself, and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase)
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
+    return paths
+
+
+def test_a_pair_that_fits_serves_https(tmp_path):
+    certificate, key = certificate_pair(tmp_path, "server")
+    check_certificate(certificate, key)
+    app = FastAPI()
+    app.get("/healthz")(lambda: {"status": "ok"})
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, ssl_certfile=certificate, ssl_keyfile=key, log_level="error", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        trust = ssl.create_default_context(cafile=certificate)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/healthz"
+        assert httpx.get(url, verify=trust, timeout=30).json() == {"status": "ok"}
+        with pytest.raises(httpx.HTTPError):  # plain HTTP gets no answer there
+            httpx.get(url.replace("https", "http"), timeout=30)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def test_no_certificate_is_plain_http():
+    check_certificate(None, None)
+
+
+def test_certificates_that_cannot_be_served_are_refused(tmp_path):
+    certificate, key = certificate_pair(tmp_path, "one")
+    other_certificate, _ = certificate_pair(tmp_path, "two")
+    _, locked_key = certificate_pair(tmp_path, "three", passphrase=b"secret")
+    text = tmp_path / "text"
+    text.write_text("no PEM")
+    for given, reason in [
+        ((certificate, None), "a certificate was given without a key"),
+        ((None, key), "a key was given without a certificate"),
+        ((tmp_path / "gone", key), "certificate .*gone cannot be read: No such file"),
+        ((certificate, tmp_path), "key .* cannot be read: Is a directory"),
+        ((text, key), "no pair that can be served"),
+        ((certificate, text), "no pair that can be served"),
+        ((other_certificate, key), "KEY_VALUES_MISMATCH"),
+        ((tmp_path / "three.pem", locked_key), "no pair that can be served"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            check_certificate(*given)
