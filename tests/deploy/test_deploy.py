@@ -17,6 +17,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs.cli import app
 from ray_jobs.job_metrics import JobMetrics
 from ray_jobs.schedule_file import read_schedule
+from tests.deploy.served_metrics import served_metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RAY_VERSION = re.search(
@@ -235,7 +236,8 @@ def test_the_readme_names_every_file_and_metric(tmp_path):
     for path in DEPLOY.rglob("*"):
         if path.is_file() and path.name != "README.md" and "__pycache__" not in path.parts:
             assert path.name in text, path
-    known = exported(tmp_path)
+    samples = {*exported(tmp_path), *served_metrics()}
+    known = samples | {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
     for name in re.findall(r"`(crescendo_\w+)", text):
         assert name in known, name
 

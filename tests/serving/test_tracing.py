@@ -1,0 +1,73 @@
+"""Traces: nothing without being asked for; spans with the measured times and the client's trace."""
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from feature_repo.errors import InputError
+from serving.tracing import ENDPOINT, Tracing
+
+MS = 1_000_000
+
+
+def spans(**changes):
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    facts = {"release_id": "release-1", "request_id": "abc", "candidates": 500}
+    times = {"queue_s": 0.0005, "read_s": 0.001, "score_s": 0.002, "total_s": 0.005}
+    tracing.answered("rank", **facts, **times, **changes)
+    tracing.close()
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def milliseconds(span):
+    return (span.end_time - span.start_time) / MS
+
+
+def test_without_an_endpoint_there_is_no_tracing(monkeypatch):
+    monkeypatch.delenv(ENDPOINT, raising=False)
+    assert Tracing.asked_for() is None
+
+
+def test_an_endpoint_without_the_exporter_is_an_error_that_names_the_package(monkeypatch):
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
+    except ImportError:
+        monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4318")
+        with pytest.raises(InputError, match="pip install opentelemetry-exporter-otlp-proto-http"):
+            Tracing.asked_for()
+    else:
+        pytest.skip("opentelemetry-exporter-otlp-proto-http is installed here")
+
+
+def test_spans_have_the_measured_times():
+    found = spans(degraded=["popularity"])
+    assert list(found) == ["queue", "read user", "score", "POST /v1/rank"]
+    request = found["POST /v1/rank"]
+    assert [milliseconds(found[name]) for name in found] == pytest.approx([0.5, 1, 2, 5])
+    assert found["queue"].start_time == request.start_time
+    assert found["read user"].start_time == found["queue"].end_time
+    assert found["score"].start_time == found["read user"].end_time
+    for name in ("queue", "read user", "score"):
+        assert found[name].parent.span_id == request.context.span_id
+    assert dict(request.attributes) == {
+        "crescendo.release_id": "release-1",
+        "crescendo.request_id": "abc",
+        "crescendo.candidates": 500,
+        "crescendo.degraded": ("popularity",),
+    }
+
+
+def test_a_clients_trace_goes_on():
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    request = spans(traceparent=f"00-{trace_id}-{span_id}-01")["POST /v1/rank"]
+    assert f"{request.context.trace_id:032x}" == trace_id
+    assert f"{request.parent.span_id:016x}" == span_id
+
+
+def test_what_a_client_decided_not_to_trace_is_not():
+    assert spans(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00") == {}
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-xyz", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
+def test_a_bad_header_begins_a_trace(traceparent):
+    assert spans(traceparent=traceparent)["POST /v1/rank"].parent is None
