@@ -1,0 +1,107 @@
+"""The HTTP routes that rank.
+
+POST /v1/rank        {"user_id": 7, "candidates": [3, 1, 2]}
+POST /v1/recommend   {"user_id": 7, "count": 20}   or   {"history": [3, 1], "count": 20}
+
+The header `X-Deadline-Ms` shortens the service's own deadline. 503 with Retry-After where the
+answer would come too late.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import JSONResponse
+from pydantic_core import to_json
+
+from serving.pressure import Overloaded
+from serving.ranker import Ranking, ReleaseRanker
+from serving.ranking_service import RankingService
+from serving.recommendation import Shown
+from serving.schemas import (
+    Degradation,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    RecommendResponse,
+)
+
+TraceParent = Annotated[str, Header(max_length=128)]
+DeadlineMs = Annotated[float | None, Header(alias="X-Deadline-Ms", ge=1, le=60_000)]
+
+
+def rank_response(
+    ranker: ReleaseRanker, user_id: int, ranking: Ranking, degraded: list[Degradation]
+) -> dict[str, Any]:
+    """RankResponse as a dictionary: five hundred pydantic objects would cost as much as scoring."""
+    return {
+        "release_id": ranker.release.release_id,
+        "user_id": user_id,
+        "results": [
+            {"track_id": track_id, "score": score}
+            for track_id, score in zip(ranking.track_ids, ranking.scores, strict=True)
+        ],
+        "missing": {"user": not ranking.user_known, "tracks": ranking.unknown_track_ids},
+        "degraded": degraded,
+    }
+
+
+def recommend_response(
+    ranker: ReleaseRanker,
+    user_id: int | None,
+    ranking: Ranking,
+    shown: Shown,
+    degraded: list[Degradation],
+) -> dict[str, Any]:
+    """RecommendResponse as a dictionary."""
+    return {
+        "release_id": ranker.release.release_id,
+        "user_id": user_id,
+        "results": [
+            {"track_id": ranking.track_ids[n], "score": ranking.scores[n], "sources": sources}
+            for n, sources in zip(shown.places, shown.sources, strict=True)
+        ],
+        "missing": {"user": not ranking.user_known, "tracks": ranking.unknown_track_ids},
+        "degraded": degraded,
+    }
+
+
+def refused(error: Overloaded) -> JSONResponse:
+    return JSONResponse(
+        status_code=503,
+        content={"error": f"overloaded: {error}; try again"},
+        headers={"Retry-After": str(error.retry_after_s)},
+    )
+
+
+def ranking_router(service: RankingService) -> APIRouter:
+    """The routes around one process's service."""
+    router = APIRouter()
+
+    # `async def` on purpose: scoring is CPU-bound, and one thread serves its requests in turn.
+    @router.post("/v1/rank", response_model=RankResponse)
+    async def post_rank(
+        request: RankRequest, deadline_ms: DeadlineMs = None, traceparent: TraceParent = ""
+    ) -> Response:
+        try:
+            answer = await service.rank(request, deadline_ms=deadline_ms, traceparent=traceparent)
+        except Overloaded as error:
+            return refused(error)
+        body = rank_response(answer.ranker, request.user_id, answer.ranking, answer.degraded)
+        return Response(to_json(body), media_type="application/json")
+
+    @router.post("/v1/recommend", response_model=RecommendResponse)
+    async def post_recommend(
+        request: RecommendRequest, deadline_ms: DeadlineMs = None, traceparent: TraceParent = ""
+    ) -> Response:
+        try:
+            answer = await service.recommend(
+                request, deadline_ms=deadline_ms, traceparent=traceparent
+            )
+        except Overloaded as error:
+            return refused(error)
+        body = recommend_response(
+            answer.ranker, request.user_id, answer.ranking, answer.shown, answer.degraded
+        )
+        return Response(to_json(body), media_type="application/json")
+
+    return router
