@@ -15,7 +15,7 @@ import typer
 
 from feature_repo.errors import InputError, StoreUnavailableError
 from feature_repo.workspace import Workspace
-from ray_jobs.commands import features, ids, training, trust
+from ray_jobs.commands import features, ids, serving, training, trust
 from ray_jobs.commands.options import (
     BatchSize,
     Codes,
@@ -27,7 +27,6 @@ from ray_jobs.commands.options import (
     Levels,
     Mapping,
     MaxRejected,
-    ModelId,
     Models,
     Seeds,
     Source,
@@ -37,7 +36,7 @@ from ray_jobs.commands.options import (
     names,
 )
 
-READ_ONLY = ("rank", "serve", "freshness")
+READ_ONLY = ("rank", "recommend", "serve", "load-test", "freshness")
 """Commands that leave a workspace in an object store as it is: they lock and publish nothing."""
 
 app = typer.Typer(
@@ -101,8 +100,17 @@ for command in (
     training.train,
     training.evaluate,
     training.study,
+    serving.release,
+    serving.promote,
+    serving.withdraw,
+    serving.rollback,
+    serving.serve,
+    serving.rank,
+    serving.recommend,
+    serving.load_test,
 ):
     app.command()(command)
+app.add_typer(serving.tokens, name="token")
 
 
 @app.command()
@@ -178,67 +186,6 @@ def demo(
     result["report"] = report(context.obj)["path"]
     print_study(result["study"], ceiling=result["ceiling"])
     answer(result)
-
-
-@app.command()
-def release(context: typer.Context, model_id: ModelId = None) -> None:
-    """Checks that model, generation and features fit, and makes them the live release."""
-    from serving.releases import make_release
-
-    answer(make_release(context.obj, model_id))
-
-
-@app.command()
-def rollback(context: typer.Context) -> None:
-    """Makes the release before the live one live again."""
-    from serving.releases import rollback
-
-    answer(rollback(context.obj))
-
-
-@app.command()
-def serve(
-    context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
-    replicas: Annotated[int, typer.Option(help="Processes that rank.")] = 1,
-    log_share: Annotated[
-        float, typer.Option(help="Share of users whose reads are kept for `audit`.")
-    ] = 0.0,
-) -> None:
-    """Serves the live release until it is interrupted."""
-    from serving.deployment import serve_until_signal
-    from serving.releases import live_release
-
-    if not 0 <= log_share <= 1:
-        raise InputError(f"log_share must lie between 0 and 1, got {log_share}")
-    live = live_release(context.obj)
-    serve_until_signal(context.obj, host=host, port=port, replicas=replicas, logged_share=log_share)
-    answer({"release_id": live.release_id})
-
-
-@app.command()
-def rank(
-    context: typer.Context,
-    user: Annotated[int, typer.Option(help="User id.")],
-    candidates: Annotated[str, typer.Option(help="Track ids, comma-separated.")],
-) -> None:
-    """Ranks candidates for a user with the live release, in this process."""
-    from pydantic import ValidationError
-
-    from serving.app import RankRequest
-    from serving.app import rank as answer_rank
-    from serving.ranker import ReleaseRanker
-    from serving.releases import live_release
-
-    try:
-        request = RankRequest(
-            user_id=user, candidates=[int(track) for track in candidates.split(",")]
-        )
-    except (ValidationError, ValueError) as error:
-        raise InputError(f"candidates must be track ids, comma-separated: {error}") from error
-    ranker = ReleaseRanker(context.obj, live_release(context.obj))
-    answer(answer_rank(ranker, request).model_dump())
 
 
 @app.command()

@@ -4,10 +4,9 @@
 
 One deployment holds features, model and HTTP routes: each further hop would cost milliseconds.
 Ray's own daemons listen on all interfaces, whatever host is given here; on a machine that others
-reach, close their ports with a firewall.
+reach, close their ports with a firewall. `serving/uvicorn_server.py` serves without Ray.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -15,35 +14,86 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import ReferenceType, ref
 
 from fastapi import APIRouter, FastAPI
 
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
+from serving.listening import check_exposure
+from serving.pressure import PressureOptions
 from serving.releases import Release, live_release
+from serving.request_log import json_logs
+
+if TYPE_CHECKING:
+    from serving.grpc_server import GrpcOptions
 
 REPLICA_CPUS = 0.5
 """Fractional, so that a replica finds its place on a small machine."""
 LOGICAL_CPUS = 8
 SIGNAL_CHECK_S = 0.5
+MAX_ONGOING = 512
+"""Requests that Serve hands to a replica at once. The replica refuses by itself what it cannot
+answer in time; those that Serve's default of 5 held back would wait where no deadline runs."""
+FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""Half a millisecond an empty request instead of eight. HAProxy's statistics and the replicas' own
+ports listen on every interface whatever host is given, and all of it speaks plain HTTP: a
+deployment puts it behind a network policy and an ingress that ends TLS (`deploy/`). Ray reads
+these settings when it is imported."""
+EVERY_INTERFACE = "0.0.0.0"
 
 
-def load_app(workspace: Workspace, release: Release, *, logged_share: float = 0.0) -> FastAPI:
-    """Loads the release, warms it up and builds the application around it."""
+def load_app(
+    workspace: Workspace,
+    *,
+    logged_share: float = 0.0,
+    pressure: PressureOptions | None = None,
+    grpc: "GrpcOptions | None" = None,
+) -> FastAPI:
+    """Loads the live release, warms it up and builds the application around it.
+
+    From then on the application follows the workspace's releases (`serving.live_releases`).
+    """
     import torch
 
+    from serving.access import Access
     from serving.app import create_app
+    from serving.catalogue_watch import CatalogueWatch
+    from serving.live_releases import LiveReleases
+    from serving.metrics import ServingMetrics
     from serving.ranker import ReleaseRanker
+    from serving.ranking_service import RankingService
+    from serving.request_log import RequestLog, RequestLogOptions
+    from serving.tracing import Tracing
 
     torch.set_num_threads(1)  # replicas share the cores; one request is too small to split
-    ranker = ReleaseRanker(workspace, release, logged_share=logged_share)
-    ranker.warm_up()
+    metrics = ServingMetrics()
+
+    newest: ReferenceType[ReleaseRanker] | None = None
+
+    def load(release: Release) -> ReleaseRanker:
+        nonlocal newest
+        ranker = ReleaseRanker(workspace, release, logged_share=logged_share)
+        ranker.load_retriever(like=newest() if newest else None)
+        newest = ref(ranker)
+        metrics.loaded(ranker)
+        return ranker
+
     events = load_events(workspace)
-    # The heap now holds torch, Feast and the catalogue: without this, each full collection walks
-    # it and a request waits for hundreds of milliseconds.
-    gc.collect()
-    gc.freeze()
-    return create_app(ranker, events)
+    live = LiveReleases(workspace, load)
+    live.start()
+    service = RankingService(
+        live,
+        metrics,
+        pressure or PressureOptions(),
+        RequestLog(RequestLogOptions()),
+        Tracing.asked_for(),
+    )
+    metrics.follows(live.status, lambda: service.waiting)
+    watch = CatalogueWatch(live.rankers)
+    watch.start()
+    return create_app(service, events, Access(workspace), at_shutdown=[watch.stop], grpc=grpc)
 
 
 def load_events(workspace: Workspace) -> APIRouter:
@@ -59,17 +109,27 @@ def load_events(workspace: Workspace) -> APIRouter:
         raise
     except InputError as error:
         logging.getLogger(__name__).warning("no live events are taken: %s", error)
-        return refusing_router(str(error))
+        return refusing_router()
 
 
 @contextmanager
 def running(
-    workspace: Workspace, *, host: str, port: int, replicas: int = 1, logged_share: float = 0.0
+    workspace: Workspace,
+    *,
+    host: str,
+    port: int,
+    replicas: int = 1,
+    logged_share: float = 0.0,
+    fast: bool = False,
 ) -> Iterator[str]:
     """Serves the live release until the block ends. Yields the URL once it answers.
 
-    `logged_share`: share of users whose reads are kept for `crescendo audit`.
+    `logged_share`: share of users whose reads are kept for `crescendo audit`. `fast`: `FAST`.
+    InputError where others would reach a server that asks for no token.
     """
+    check_exposure(workspace, EVERY_INTERFACE if fast else host)
+    if fast:
+        os.environ.update(FAST)
     # On a busy machine Ray's workers, niced by 15, and its proxy, given 5 s to come up, would not
     # be ready in time: Serve kills such a proxy, and the start fails.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -79,10 +139,11 @@ def running(
     from ray import serve
 
     workspace = Workspace(workspace.root.absolute())
-    release = live_release(workspace)
+    live_release(workspace)  # without one nothing is started
 
     def build() -> FastAPI:
-        return load_app(workspace, release, logged_share=logged_share)
+        json_logs()
+        return load_app(workspace, logged_share=logged_share)
 
     joined = ray.is_initialized()
     if os.environ.get("RAY_ADDRESS"):
@@ -101,6 +162,7 @@ def running(
             serve.ingress(build)(),
             name="ranking",
             num_replicas=replicas,
+            max_ongoing_requests=MAX_ONGOING,
             ray_actor_options={"num_cpus": REPLICA_CPUS},
         )
         serve.run(deployment.bind(), name="crescendo", route_prefix="/")
@@ -118,16 +180,27 @@ def stop_on_signal(stop: threading.Event) -> None:
 
 
 def serve_until_signal(
-    workspace: Workspace, *, host: str, port: int, replicas: int, logged_share: float = 0.0
+    workspace: Workspace,
+    *,
+    host: str,
+    port: int,
+    replicas: int,
+    logged_share: float = 0.0,
+    fast: bool = False,
 ) -> None:
     """Serves the live release until SIGINT or SIGTERM, also one that comes during the start."""
     stop = threading.Event()
     stop_on_signal(stop)
     with running(
-        workspace, host=host, port=port, replicas=replicas, logged_share=logged_share
+        workspace,
+        host=host,
+        port=port,
+        replicas=replicas,
+        logged_share=logged_share,
+        fast=fast,
     ) as url:
         stop_on_signal(stop)  # Ray puts a handler of its own in place when it starts
-        print(f"serving at {url}/v1/rank; stop with Ctrl-C", file=sys.stderr, flush=True)
+        print(f"serving at {url}/; stop with Ctrl-C", file=sys.stderr, flush=True)
         # Ray's threads may take the signal: only a main thread that wakes up runs the handler.
         while not stop.wait(SIGNAL_CHECK_S):
             pass

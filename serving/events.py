@@ -14,15 +14,20 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
+import structlog
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, FailFast, Field
 
 from feature_repo.live_events import LiveEvent, LiveEvents, Receipt
+from serving.schemas import Body
+
+log = structlog.get_logger()
 
 MAX_EVENTS = 1000
+RETRY_S = 1
 MAX_TOGETHER = 5000
 """Events of one sync and one write."""
 
@@ -84,10 +89,8 @@ class Together:
         return group
 
 
-class EventsRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    events: list[LiveEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+class EventsRequest(Body):
+    events: Annotated[list[LiveEvent], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
 class EventReceipt(BaseModel):
@@ -105,6 +108,11 @@ class EventsResponse(BaseModel):
     """One receipt an event, in the order of the request."""
 
 
+def refused(reason: str) -> JSONResponse:
+    """503 without a path or a driver's words: those are for the log."""
+    return JSONResponse({"error": reason}, 503, headers={"Retry-After": str(RETRY_S)})
+
+
 def events_router(live: LiveEvents) -> APIRouter:
     """The route around one process's LiveEvents."""
     router = APIRouter()
@@ -115,8 +123,8 @@ def events_router(live: LiveEvents) -> APIRouter:
         try:
             receipts = await together.take(request.events)
         except OSError as error:
-            reason = f"the event journal takes nothing: {error}; send the same events again"
-            return JSONResponse(status_code=503, content={"error": reason})
+            log.error("event journal", problem=str(error))
+            return refused("the event journal takes nothing; send the same events again")
         counts = dict.fromkeys(("accepted", "pending", "rejected"), 0)
         for receipt in receipts:
             counts[receipt.status] += 1
@@ -131,12 +139,12 @@ def events_router(live: LiveEvents) -> APIRouter:
     return router
 
 
-def refusing_router(reason: str) -> APIRouter:
-    """The route where no events can be taken: says why."""
+def refusing_router() -> APIRouter:
+    """The route where no events can be taken; the log says why."""
     router = APIRouter()
 
-    @router.post("/v1/events")
+    @router.post("/v1/events", response_model=EventsResponse)
     async def post_events(request: EventsRequest) -> JSONResponse:
-        return JSONResponse(status_code=503, content={"error": reason})
+        return refused("this server takes no live events")
 
     return router

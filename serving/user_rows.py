@@ -39,6 +39,23 @@ class UserRow:
     """int64: when they were, microseconds since 1970; (0,) where the release does not read it."""
     counts: Mapping[str, int]
     """Columns of `user_stats`, by name; 0 without a row: nothing happened."""
+    newest_us: int
+    """When the newest listen in the row was, microseconds since 1970; 0 where none is known, or
+    where the store does not say (only the packed stores do)."""
+
+
+def made_up_user(history: Sequence[int], moment_us: int) -> UserRow:
+    """The row of somebody who has listened to these tracks just now, newest last.
+
+    Nobody has counts of the days before: those are 0. Without a history it is the row of every
+    user of whom nothing is known.
+    """
+    return UserRow(
+        track_ids_L=np.array(history, dtype=np.int64),
+        listened_us_L=np.full(len(history), moment_us, dtype=np.int64),
+        counts=dict.fromkeys(schema.stats_columns("user"), 0),
+        newest_us=moment_us if len(history) else 0,
+    )
 
 
 class UserRows:
@@ -68,10 +85,11 @@ class UserRows:
 
     def read(self, user_ids: Sequence[int]) -> list[UserRow]:
         """The rows of these users (one or more), in their order, from one round trip."""
+        newest_us: Sequence[int] = [0] * len(user_ids)
         if self._reader is None:
             columns = self._read_stock(user_ids)
         else:
-            columns = self._read_packed(self._reader, np.array(user_ids))
+            columns, newest_us = self._read_packed(self._reader, np.array(user_ids))
         track_ids = columns[schema.SEQUENCE_TRACK_IDS]
         listened_us = columns.get(schema.SEQUENCE_TIMESTAMPS, [()] * len(user_ids))
         counted = [name for name in columns if name not in schema.SEQUENCE_COLUMNS]
@@ -80,15 +98,19 @@ class UserRows:
                 track_ids_L=np.asarray(track_ids[n], dtype=np.int64),
                 listened_us_L=np.asarray(listened_us[n], dtype=np.int64),
                 counts={name: columns[name][n] for name in counted},
+                newest_us=newest_us[n],
             )
             for n in range(len(user_ids))
         ]
 
-    def _read_packed(self, reader: OnlineReader, ids_N: np.ndarray) -> dict[str, Sequence[Any]]:
+    def _read_packed(
+        self, reader: OnlineReader, ids_N: np.ndarray
+    ) -> tuple[dict[str, Sequence[Any]], Sequence[int]]:
         columns = reader.read(ids_N)
         if self.read_log is not None:
             self.read_log.record(columns, time.time_ns() // 1000)
-        return {_column(name): _each(columns[name]) for name in self._features}
+        read = {_column(name): _each(columns[name]) for name in self._features}
+        return read, columns.event_us[schema.USER_SEQUENCE].tolist()
 
     def _read_stock(self, user_ids: Sequence[int]) -> dict[str, Sequence[Any]]:
         rows = read_online(self._store, schema.USER_ID, user_ids, self._features)

@@ -47,6 +47,11 @@ class RedisServer:
         self._process.stdout.close()
         self._process = None
 
+    def send_signal(self, number: int) -> None:
+        """SIGSTOP: connections stay open, and nobody answers; SIGCONT ends that."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         if self._process is not None:
             self.kill()

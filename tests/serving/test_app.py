@@ -17,7 +17,7 @@ from tests.trained import TRACKS
 def client(trained):
     workspace, _ = trained
     make_release(workspace)
-    return TestClient(load_app(workspace, live_release(workspace)))
+    return TestClient(load_app(workspace))
 
 
 def rank(client, **body):

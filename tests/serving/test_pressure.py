@@ -1,0 +1,93 @@
+"""What is taken, cut down or refused, by the estimated wait as a share of the deadline."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from serving.pressure import REQUEST_S, Overloaded, Pressure, PressureOptions
+
+DEADLINE_S = 0.1
+
+
+def pressure(candidate_s=1e-5, **options):
+    """One whose candidates are known to cost so much."""
+    made = Pressure(PressureOptions(**options))
+    for _ in range(400):
+        made.measured(1000, 1000 * candidate_s)
+    return made
+
+
+def is_refused(p):
+    try:
+        with p.taken(1000, DEADLINE_S):
+            return False
+    except Overloaded:
+        return True
+
+
+def test_steps_follow_the_work_ahead():
+    p = pressure()  # a thousand candidates: 10 ms, so with the request 10.5
+    scored: list[int] = []
+    blocks = ExitStack()
+    while not is_refused(p):
+        scored.append(blocks.enter_context(p.taken(1000, DEADLINE_S)))
+    # Ahead of each: 0, 10.5, ... 42 ms, 52.5 (over a half), 58, ... 74.5, 80 (over three quarters)
+    assert scored[:5] == [1000] * 5
+    assert scored[5:10] == [500] * 5
+    assert scored[10:] == [200] * len(scored[10:])
+    ahead_s = len(scored) * REQUEST_S + sum(scored) * 1e-5
+    assert DEADLINE_S < ahead_s < DEADLINE_S + 0.0026
+    blocks.close()
+    assert p.waiting == 0
+    with p.taken(1000, DEADLINE_S) as all_again:
+        assert all_again == 1000
+
+
+def test_small_requests_are_never_cut():
+    p = pressure()
+    with p.taken(2000, 0.03), p.taken(100, 0.03) as scored:
+        assert scored == 100
+
+
+def test_a_shorter_deadline_is_sooner_refused():
+    p = pressure()
+    with p.taken(1000, DEADLINE_S), pytest.raises(Overloaded), p.taken(1, 0.01):
+        pass
+    assert p.waiting == 0
+
+
+def test_an_error_inside_gives_back_what_was_taken():
+    p = pressure()
+    with pytest.raises(KeyError), p.taken(1000, DEADLINE_S):
+        raise KeyError
+    assert p.waiting == 0
+    with p.taken(1000, 1e-9) as scored:  # nothing lies ahead
+        assert scored == 1000
+
+
+def test_at_most_so_many_wait():
+    p = pressure(max_waiting=2)
+    with p.taken(1, 9), p.taken(1, 9), pytest.raises(Overloaded, match="too many"), p.taken(1, 9):
+        pass
+
+
+def test_what_is_affordable_in_the_time_left():
+    p = pressure()
+    assert p.affordable(500, 0.005 + 1e-9) == 500
+    assert 298 <= p.affordable(500, 0.003) <= 300
+    assert p.affordable(500, 0.0001) == 0  # ten candidates are not worth a pass
+    assert p.affordable(500, -1.0) == 0
+    assert p.affordable(10, 0.01) == 10
+
+
+def test_the_cost_follows_what_is_measured():
+    p = pressure(candidate_s=1e-5)
+    for _ in range(100):
+        p.measured(500, 500 * 4e-5)
+    assert p.affordable(10_000, 0.04) == pytest.approx(1000, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["deadline_ms", "read_budget_ms", "max_waiting"])
+def test_bad_options_name_field_and_value(name):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
+        PressureOptions(**{name: 0})
