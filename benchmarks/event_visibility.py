@@ -57,9 +57,8 @@ from pathlib import Path
 import uvicorn
 from feature_repo.workspace import Workspace
 from serving.deployment import load_app
-from serving.releases import live_release
 workspace = Workspace(Path(sys.argv[1]))
-app = load_app(workspace, live_release(workspace))
+app = load_app(workspace)
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
 """
 

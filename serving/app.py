@@ -23,6 +23,7 @@ from serving.page.router import page_router
 from serving.ranking_routes import ranking_router
 from serving.ranking_service import RankingService
 from serving.request_limits import RequestLimits
+from serving.shedding import Shedding
 
 
 def create_app(
@@ -59,6 +60,7 @@ def create_app(
     )
     add_error_answers(app, service.metrics.failed)
     access.guard(app, service.metrics.rejected)
+    app.add_middleware(Shedding, pressure=service.pressure, rejected=service.metrics.rejected)
     # Last, so outermost: refusals carry the request's id too.
     app.add_middleware(RequestLimits, rejected=service.metrics.rejected)
     for router in (

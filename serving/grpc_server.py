@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from feature_repo.errors import InputError, StoreUnavailableError
 from serving.access import Access, Refused
-from serving.pressure import Overloaded
+from serving.pressure import RETRY_AFTER_S, Overloaded
 from serving.ranking_pb2 import RankRequest, RankResponse
 from serving.ranking_service import Answer, RankingService
 from serving.request_limits import HEADER, SANE_ID, request_id
@@ -157,7 +157,7 @@ class RankingCalls:
             return Failure(
                 status=grpc.StatusCode.RESOURCE_EXHAUSTED,
                 reason=f"overloaded: {error}; try again",
-                retry_after_s=error.retry_after_s,
+                retry_after_s=RETRY_AFTER_S,
             )
         except StoreUnavailableError as error:
             log.error("store unavailable", request_id=request_id.get(), problem=str(error))

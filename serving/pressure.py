@@ -23,14 +23,13 @@ FEWEST_SCORED = 50
 SMOOTHING = 0.05
 REQUEST_S = 5e-4
 """What a request costs beside its candidates: HTTP, JSON, and its share of the user's read."""
+RETRY_AFTER_S = 1
 FIRST_GUESS_S = 5e-6
 """A candidate's cost before any was measured."""
 
 
 class Overloaded(Exception):
     """The request cannot be answered in time; nothing was done for it."""
-
-    retry_after_s = 1
 
     def __init__(self, counted: str, reason: str) -> None:
         """`counted`: the kind of refusal, `queue_full` or `deadline`."""
@@ -60,9 +59,26 @@ class Pressure:
 
     def __init__(self, options: PressureOptions) -> None:
         self._max_waiting = options.max_waiting
+        self._deadline_s = options.deadline_ms / 1e3
         self._candidate_s = FIRST_GUESS_S
+        self._mean_candidates = 0.0
         self._waiting_candidates = 0
+        self._arrived = 0
         self.waiting = 0
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """A request is in this process, from its first byte to the last one of its answer."""
+        self._arrived += 1
+        try:
+            yield
+        finally:
+            self._arrived -= 1
+
+    def is_hopeless(self) -> bool:
+        """Whether what is here already, read or not, fills the deadline of one that comes now."""
+        request_s = REQUEST_S + self._mean_candidates * self._candidate_s
+        return self._arrived * request_s > self._deadline_s
 
     @contextmanager
     def taken(self, candidates: int, deadline_s: float) -> Iterator[int]:
@@ -77,6 +93,7 @@ class Pressure:
         if not fitting:
             raise Overloaded("deadline", "the requests ahead of it fill its deadline")
         scored = candidates if fitting[0] is None else min(candidates, fitting[0])
+        self._mean_candidates += SMOOTHING * (scored - self._mean_candidates)
         self.waiting += 1
         self._waiting_candidates += scored
         try:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 
-from serving.pressure import Overloaded
+from serving.pressure import RETRY_AFTER_S, Overloaded
 from serving.ranker import Ranking, ReleaseRanker
 from serving.ranking_service import RankingService
 from serving.recommendation import Shown
@@ -69,7 +69,7 @@ def refused(error: Overloaded) -> JSONResponse:
     return JSONResponse(
         status_code=503,
         content={"error": f"overloaded: {error}; try again"},
-        headers={"Retry-After": str(error.retry_after_s)},
+        headers={"Retry-After": str(RETRY_AFTER_S)},
     )
 
 

@@ -75,13 +75,13 @@ class RankingService:
     ) -> None:
         self.live, self.metrics, self.options = live, metrics, options
         self._log, self._tracing = log, tracing
-        self._pressure = Pressure(options)
+        self.pressure = Pressure(options)
         self._users = UserReader()
 
     @property
     def waiting(self) -> int:
         """Requests taken and not answered."""
-        return self._pressure.waiting
+        return self.pressure.waiting
 
     def close(self) -> None:
         """Ends the watching of releases and the reading of users, and sends the last traces."""
@@ -160,7 +160,7 @@ class RankingService:
         deadline_s: float,
     ) -> Ranking:
         """Scores what there is time for, and adds to `degraded` what was given up."""
-        affordable = self._pressure.affordable(scored, stages.left(deadline_s))
+        affordable = self.pressure.affordable(scored, stages.left(deadline_s))
         if affordable == 0:
             degraded.append("popularity")
         elif affordable < len(candidates):
@@ -169,7 +169,7 @@ class RankingService:
         ranking = ranker.ranking(user, candidates, scored=affordable)
         stages.score_s = time.perf_counter() - began
         if affordable:
-            self._pressure.measured(affordable, stages.score_s)
+            self.pressure.measured(affordable, stages.score_s)
         return ranking
 
     def _answered(
@@ -226,7 +226,7 @@ class RankingService:
     @contextmanager
     def _admitted(self, route: str, candidates: int, deadline_s: float) -> Iterator[int]:
         try:
-            with self._pressure.taken(candidates, deadline_s) as scored:
+            with self.pressure.taken(candidates, deadline_s) as scored:
                 yield scored
         except Overloaded as error:
             self.metrics.rejected(error.counted)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import prometheus_client  # noqa: F401  # before Feast, as in serving/__init__.py
 import pytest
 
 pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported

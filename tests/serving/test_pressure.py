@@ -91,3 +91,17 @@ def test_the_cost_follows_what_is_measured():
 def test_bad_options_name_field_and_value(name):
     with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
         PressureOptions(**{name: 0})
+
+
+def test_what_is_here_and_not_yet_read_counts_too():
+    p = pressure()  # deadline 100 ms; a request of 1,000 candidates: 10.5 ms
+    for _ in range(200):
+        with p.taken(1000, DEADLINE_S):
+            pass
+    with ExitStack() as here:
+        arrived = 0
+        while not p.is_hopeless():
+            here.enter_context(p.arriving())
+            arrived += 1
+    assert arrived == 10  # 10 x 10.5 ms > 100 ms
+    assert not p.is_hopeless()

@@ -92,7 +92,7 @@ def test_other_loggers_lines_are_json_with_the_id_as_well(stream):
     except OSError:
         logging.getLogger("serving.user_reader").exception("rows of %d users", 3)
     request_id.reset(token)
-    logging.getLogger("uvicorn.error").info("started")
+    logging.getLogger("feast.registry").info("started")
     failed, started = lines(stream)
     assert (failed["event"], failed["level"]) == ("rows of 3 users", "error")
     assert (failed["request_id"], failed["logger"]) == ("abc-2", "serving.user_reader")

@@ -52,7 +52,7 @@ def test_other_codes_in_the_online_store_are_seen(world):
     vocabulary = ranker._vocabulary
     lookup = ItemLookup.of(moved, vocabulary, torch.device("cpu"))
     fast = FastScores.of(ranker.model, ranker.config, lookup)
-    ranker.catalogue = Catalogue(items=moved, lookup=lookup, fast=fast)
+    ranker.catalogue = Catalogue(items=moved, lookup=lookup, fast=fast, numbers=None)
     with pytest.raises(ArtifactError, match="crescendo publish --generation gen-bbbbbbbbbbbb"):
         check_warm_up(world.workspace, ranker)
 
