@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from feast import FeatureStore
 from feast.errors import FeatureServiceNotFoundException
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
@@ -38,6 +39,8 @@ from serving.retrieval.release_retriever import ReleaseRetriever
 from serving.user_rows import UserRow, UserRows
 
 WARM_UP_CANDIDATES = 500
+READ_TIMEOUT_S = 0.05
+"""Longest wait for a connection to the online store, and for each of its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,15 @@ class Catalogue:
     """None: the model has no target attention, and is run as it was trained."""
     numbers: NumberFeatures | None
     """None: the model sees no numbers."""
+
+
+def impatient(store: FeatureStore) -> FeatureStore:
+    """A store that has not been used, from now on without patience for a server that is away: a
+    request has none, and asks again at the next one."""
+    settings = store.config.online_store
+    if hasattr(settings, "retry_s"):  # Redis, with packed rows
+        settings.timeout_s, settings.retry_s = READ_TIMEOUT_S, 0.0
+    return store
 
 
 class ReleaseRanker:
@@ -102,7 +114,9 @@ class ReleaseRanker:
         self._check_features(self.config.families)
         views = (schema.USER_SEQUENCE, schema.USER_STATS)
         of_user = [name for name in self._features if name.split(":")[0] in views]
-        self.user_rows = UserRows(workspace, self.store, of_user, logged_share)
+        self.user_rows = UserRows(
+            workspace, impatient(open_store(workspace)), of_user, logged_share
+        )
         self.catalogue = self._catalogue(self._read_items())
         self.retriever: ReleaseRetriever | None = None
         """What `/v1/recommend` takes candidates from, once `load_retriever` was called."""

@@ -2,9 +2,13 @@
 
     user, asked_s = await reader.read(ranker, user_id, budget_s=0.03)   # None: no answer in time
 
-One thread asks the store. Requests that come while it waits are read together in its next round
-trip. While a read takes longer than the budget, new requests are told at once that the store is
-away, instead of queueing behind it; the read's own end, good or bad, ends that.
+A store that answers within INLINE_S is asked by the event loop itself: a quarter of a millisecond,
+while changing threads and back costs three more, and the scoring that follows finds cold caches.
+The loop cannot be held up for long: the store that it asks has short timeouts (`serving.ranker`).
+
+Once a read was slow or failed, a thread asks, until it was quick again. Requests that come while it
+waits are read together in its next round trip. While a read takes longer than the budget, new
+requests are told at once that the store is away, instead of queueing behind it.
 """
 
 import asyncio
@@ -19,6 +23,7 @@ from typing import NamedTuple
 from serving.ranker import ReleaseRanker
 from serving.user_rows import UserRow
 
+INLINE_S = 0.003
 MAX_TOGETHER = 64
 """Users of one round trip."""
 LOG_EVERY_S = 10.0
@@ -49,7 +54,9 @@ class UserReader:
         self._waiting: deque[_Waiting] = deque()
         self._working: asyncio.Task[None] | None = None
         self._asked_at: float | None = None
-        """When the read under way began."""
+        """When the thread's read under way began."""
+        self._is_quick = False
+        """Whether the last read was."""
         self._logged_at = -LOG_EVERY_S
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-rows")
 
@@ -57,6 +64,8 @@ class UserReader:
         """The user's row for this release, if the store gives it within `budget_s`."""
         if self._asked_at is not None and time.monotonic() - self._asked_at > budget_s:
             return Read(None, 0.0)
+        if self._is_quick and self._working is None:
+            return self._read_inline(ranker, user_id)
         read: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(ranker=ranker, user_id=user_id, read=read))
         if self._working is None:
@@ -70,6 +79,17 @@ class UserReader:
     def close(self) -> None:
         """Waits for nothing: a read under way may hang for as long as its store's timeouts."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _read_inline(self, ranker: ReleaseRanker, user_id: int) -> Read:
+        began = time.monotonic()
+        row: UserRow | None = None
+        try:
+            (row,) = ranker.user_rows.read([user_id])
+        except Exception:
+            self._log()
+        asked_s = time.monotonic() - began
+        self._is_quick = row is not None and asked_s < INLINE_S
+        return Read(row, asked_s)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -91,6 +111,7 @@ class UserReader:
                     rows = [None] * len(group)
                     self._log()
                 asked_s = time.monotonic() - self._asked_at
+                self._is_quick = rows[0] is not None and asked_s < INLINE_S
                 for waiting, row in zip(group, rows, strict=True):
                     if not waiting.read.done():
                         waiting.read.set_result(Read(row, asked_s))

@@ -165,9 +165,9 @@ def test_several_users_are_one_batch_of_their_own_rows(world, groups):
             torch.testing.assert_close(tensor, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_requests_ranked_together_read_the_users_once(world, monkeypatch):
+def test_users_read_together_are_one_round_trip(world, monkeypatch):
     _, _, ranker = released(world, FEATURE_GROUPS)
-    online, reads = packed_store(ranker._store), []
+    online, reads = packed_store(ranker.user_rows._store), []
     fetch = online._fetch
 
     def counted(config, asked):
@@ -175,7 +175,7 @@ def test_requests_ranked_together_read_the_users_once(world, monkeypatch):
         return fetch(config, asked)
 
     monkeypatch.setattr(online, "_fetch", counted)
-    ranker.rank_together([(2, [1, 2]), (1, [3]), (NEWCOMER, [4])])
+    ranker.user_rows.read([2, 1, NEWCOMER])
     views = (schema.USER_SEQUENCE, schema.USER_STATS)
     assert reads == [[(view, [2, 1, NEWCOMER]) for view in views]]
 
@@ -203,7 +203,7 @@ def test_feast_own_store_serves_the_same_numbers(world, tmp_path):
 def test_track_counts_follow_the_online_store(world):
     _, _, ranker = released(world, ("track",))
     before = world[1]
-    counts = ranker._numbers._tracks
+    counts = ranker.catalogue.numbers._tracks
     old = counts.read(np.array([NEW_TRACK, 1]))
     assert old["track_plays_7d"][0] == 0
     store = open_store(before)

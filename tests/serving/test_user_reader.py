@@ -124,3 +124,31 @@ def test_a_round_trip_is_of_one_release(store, ranker):
     assert asyncio.run(run()) == ["row of 1", "row of 2", "row of 3", "row of 4"]
     assert store.reads == [[1, 2], [4]]
     assert other_store.reads == [[3]]
+
+
+def test_a_quick_store_is_asked_without_a_thread_until_it_is_slow(ranker, store):
+    threads = []
+    read = store.read
+
+    def noted(user_ids):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read(user_ids)
+
+    store.read = noted
+    store.answer.release(3)
+
+    async def run():
+        reader = UserReader()
+        first = await row_of(reader.read(ranker, 1, SOON_S))
+        reader._is_quick = True  # however busy this machine is
+        found = [await row_of(reader.read(ranker, 2, SOON_S))]
+        store.error = StoreUnavailableError("gone")
+        reader._is_quick = True
+        found.append(await row_of(reader.read(ranker, 3, SOON_S)))
+        store.error = None
+        store.answer.release()
+        found.append(await row_of(reader.read(ranker, 4, SOON_S)))
+        return [first, *found]
+
+    assert asyncio.run(run()) == ["row of 1", "row of 2", None, "row of 4"]
+    assert threads == [False, True, True, False]
