@@ -18,15 +18,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from feast import FeatureStore
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from feature_repo.behind import EPOCH
 from feature_repo.errors import InputError
@@ -64,16 +56,6 @@ class LiveEvent(BaseModel):
     """One event as a client gives it: the contract's columns but `ingested_at`, which is ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def few_fields(cls, data: Any) -> Any:
-        """pydantic would collect an error for each unknown field, thousands in a bad request."""
-        if isinstance(data, dict) and len(data) > 2 * len(cls.model_fields):
-            raise ValueError(
-                f"{len(data)} fields, of which at most {len(cls.model_fields)} are known"
-            )
-        return data
 
     event_id: Int64
     user_id: Int64

@@ -29,6 +29,7 @@ def test_every_command_in_it_exists_and_every_command_is_in_it():
 def test_every_option_in_it_exists():
     group = typer.main.get_command(app)
     every = [group, *group.commands.values()]
+    every += [sub for c in group.commands.values() for sub in getattr(c, "commands", {}).values()]
     known = {option for c in every for p in c.params for option in p.opts}
     known |= {"--help", "--quick"}  # the second is the benchmarks'
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) <= known

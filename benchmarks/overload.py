@@ -1,0 +1,105 @@
+"""What a server still answers in time when more comes than it can do.
+
+    python benchmarks/overload.py [--quick]
+
+One process under uvicorn, the workspace of `benchmarks/serving.py`, 500 candidates a request, an
+open loop at rising rates on the same cores. Goodput: answers 200 within the deadline of 100 ms, a
+second, whole or degraded as they say themselves; refusals are 503. The peak is the best goodput of
+any rate; the last row doubles the rate at which it was reached. Last line JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor, versions
+from benchmarks.serving_processes import UVICORN, server
+from serving.load_client import Target
+from serving.load_report import LoadReport, Objective
+from serving.load_requests import rank_bodies
+from serving.load_test import LoadOptions, run_load
+
+TRACKS, USERS, CANDIDATES = 20_000, 5_000, 500
+RATES = (25, 50, 75, 100, 150, 200, 300)
+DEADLINE = Objective.parse("p99=100")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="4 seconds a rate instead of 20")
+    seconds = 4.0 if parser.parse_args().quick else 20.0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from benchmarks.online_reads import redis_server
+    from benchmarks.serving_world import build
+    from ray_jobs.progress import configure_logging
+
+    configure_logging()
+    random = np.random.default_rng(0)
+    users, tracks = np.arange(1, USERS + 1), np.arange(1, TRACKS + 1)
+    bodies = rank_bodies(users, tracks, CANDIDATES, 1000, random)
+    reports: dict[float, LoadReport] = {}
+    with redis_server() as port, tempfile.TemporaryDirectory(prefix="overload-") as name:
+        workspace = build(Path(name) / "w", f"127.0.0.1:{port}", tracks=TRACKS, users=USERS)
+        with server(["-c", UVICORN, workspace.root], []) as (url, _):
+
+            def measure(rate: float) -> None:
+                options = LoadOptions(
+                    target=Target(url=url),
+                    rate=rate,
+                    seconds=seconds,
+                    warm_up_s=2.0,
+                    objectives=(DEADLINE,),
+                )
+                reports[rate] = run_load(options, bodies)
+
+            for rate in RATES:
+                measure(float(rate))
+            best = max(reports, key=lambda rate: reports[rate].goodput)
+            if 2 * best not in reports:
+                measure(2 * best)
+    peak, twice = reports[best].goodput, reports[2 * best].goodput
+    show(reports)
+    print(
+        json.dumps(
+            {
+                "peak": peak,
+                "peak_rate": best,
+                "goodput_at_twice": twice,
+                "share_of_peak": round(twice / peak, 3),
+                "goodput": {rate: report.goodput for rate, report in reports.items()},
+            }
+        )
+    )
+
+
+def show(reports: dict[float, LoadReport]) -> None:
+    table = Table(title=f"{CANDIDATES} candidates, deadline 100 ms, one process")
+    columns = ("requests/s", "goodput/s", "200 p50 ms", "200 p99 ms", "503 p99 ms", "degraded")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for rate, report in sorted(reports.items()):
+        answered, refused = report.answers.get("200"), report.answers.get("503")
+        table.add_row(
+            f"{rate:g}",
+            f"{report.goodput:.1f}",
+            "" if answered is None else f"{answered.p50_ms:.1f}",
+            "" if answered is None else f"{answered.p99_ms:.1f}",
+            "" if refused is None else f"{refused.p99_ms:.1f}",
+            f"{sum(report.degraded.values()) / report.requests:.0%}",
+        )
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(f"{processor()}; {versions('torch', 'fastapi', 'uvicorn')}")
+
+
+if __name__ == "__main__":
+    main()
