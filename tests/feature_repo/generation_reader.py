@@ -38,7 +38,9 @@ def main(root: Path, generation: str, tracks: int, stop: Path) -> None:
         stopping = stop.exists()  # one more round after it, of what is there at the end
         wrong += read(own) != first
         store.refresh_registry()
-        found = set(read(store.get_feature_service("track_content"))[schema.GENERATION])
+        # From the registry that was just read, as the views are: not from a newer one.
+        service = store.get_feature_service("track_content", allow_cache=True)
+        found = set(read(service)[schema.GENERATION])
         mixed += len(found) != 1 or None in found
         if len(found) == 1 and next(iter(found)) not in seen[-1:]:
             seen += found
