@@ -27,6 +27,7 @@ from serving.request_limits import arrived_s, request_id
 from serving.request_log import RequestLog
 from serving.schemas import Degradation, RankRequest, RecommendRequest
 from serving.tracing import Tracing
+from serving.turns import Turns
 from serving.user_reader import UserReader
 from serving.user_rows import UserRow, made_up_user
 
@@ -77,6 +78,7 @@ class RankingService:
         self._log, self._tracing = log, tracing
         self.pressure = Pressure(options)
         self._users = UserReader()
+        self._turns = Turns()
 
     @property
     def waiting(self) -> int:
@@ -103,9 +105,12 @@ class RankingService:
         with self._admitted("rank", len(request.candidates), deadline_s) as scored:
             ranker = self.live.for_user(request.user_id)
             user, degraded = await self.read_user(ranker, request.user_id, stages, deadline_s)
-            ranking = self._ranking(
-                ranker, user, request.candidates, scored, degraded, stages, deadline_s
-            )
+            waiting_since = time.perf_counter()
+            async with self._turns:
+                stages.queue_s += time.perf_counter() - waiting_since
+                ranking = self._ranking(
+                    ranker, user, request.candidates, scored, degraded, stages, deadline_s
+                )
         self._answered("rank", ranker, user, ranking, degraded, stages, traceparent, user.newest_us)
         self.live.compare(request.user_id, ranker, ranking)
         return Answer(ranker=ranker, ranking=ranking, degraded=degraded)
@@ -125,10 +130,15 @@ class RankingService:
             else:
                 ranker = self.live.for_user(request.user_id)
                 user, degraded = await self.read_user(ranker, request.user_id, stages, deadline_s)
-            found = retrieve(ranker, user, request)
-            candidates = found.track_ids_C.tolist()
-            ranking = self._ranking(ranker, user, candidates, scored, degraded, stages, deadline_s)
-            shown = choose(ranker, found, ranking, request)
+            waiting_since = time.perf_counter()
+            async with self._turns:
+                stages.queue_s += time.perf_counter() - waiting_since
+                found = retrieve(ranker, user, request)
+                candidates = found.track_ids_C.tolist()
+                ranking = self._ranking(
+                    ranker, user, candidates, scored, degraded, stages, deadline_s
+                )
+                shown = choose(ranker, found, ranking, request)
         # A made-up user's listens say nothing of how fresh the store is.
         newest_us = None if request.user_id is None else user.newest_us
         self._answered("recommend", ranker, user, ranking, degraded, stages, traceparent, newest_us)
