@@ -14,8 +14,7 @@ and the tower's first layer takes the attention weights instead of the interests
 which is one matrix product over all units instead of two a unit.
 
 Shape suffixes: C candidates, L listens, T history positions, Z attention units, H hidden width of
-the attention, O width of the tower's first layer, D embedding width, N columns of a projection,
-R rows of a table; `...` any leading shape.
+the attention, O width of the tower's first layer, D embedding width, N columns of a projection.
 """
 
 from dataclasses import dataclass
@@ -24,20 +23,16 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
 
 from models.attention import TargetAttention
-from models.batch import MISSING_CODE, ItemLookup
-from models.code_embedding import CodeEmbedding
+from models.batch import ItemLookup
 from models.din import DIN
 from models.din_sid import DINWithIDs
 from models.mcca import MCCA
 from models.numbers import Numbers
 from models.ranker_config import RankerConfig
-from models.track_embedding import TrackEmbedding
-
-TRACK = -1
-"""The source of ID embeddings; the others are families of semantic IDs, by their position."""
+from serving.attention_kernel import attention_scores
+from serving.projections import TRACK, Items, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,40 +82,14 @@ def plan(model: nn.Module) -> Plan | None:
     return None
 
 
-class Projection:
-    """One source's embeddings times a matrix: of all codes beforehand, of tracks when asked."""
-
-    def __init__(self, source: int, table: nn.Module, weight_ND: Tensor) -> None:
-        self.source = source
-        self._first_row_L: Tensor | None = None
-        if isinstance(table, CodeEmbedding):
-            self._first_row_L = table.first_row_L
-            self._padding_row = table.padding_row
-            self._table_RN = (table.table.weight @ weight_ND.t()).contiguous()
-        else:
-            assert isinstance(table, TrackEmbedding)
-            self._table_RD = table.weight
-            self._weight_DN = weight_ND.t().contiguous()
-
-    def __call__(self, id_rows: Tensor, codes_FL: Tensor) -> Tensor:
-        """(..., N) of tracks with these embedding rows (...) and codes (..., F, L)."""
-        if self._first_row_L is None:
-            return self._table_RD[id_rows] @ self._weight_DN
-        codes = codes_FL[..., self.source, :]
-        rows = torch.where(codes == MISSING_CODE, self._padding_row, codes + self._first_row_L)
-        return embedding_bag(rows, self._table_RN, mode="sum")
-
-
 class FastScores:
     """Logits of one release's model on the CPU. Equal to `model(batch)` up to rounding."""
 
     def __init__(
         self, model: nn.Module, config: RankerConfig, lookup: ItemLookup, plan: Plan
     ) -> None:
-        from serving.attention_kernel import attention_scores  # compiles, or reads its cache
-
-        self._attention_scores = attention_scores
-        self._lookup, self._history_length = lookup, config.history_length
+        self._items = Items.of(lookup, plan.tables)
+        self._history_length = config.history_length
         numbers, tower = model.get_submodule("numbers"), model.get_submodule("tower")
         assert isinstance(numbers, Numbers)
         assert isinstance(tower, nn.Sequential)
@@ -128,42 +97,22 @@ class FastScores:
         first, *deeper = tower
         assert isinstance(first, nn.Linear)
         self._after_first = nn.Sequential(*deeper)
-        self._bias_O = first.bias
         self._weight_NO: Tensor | None = None
         width, self._hidden = config.embedding_width, config.attention_hidden
         # The tower's columns: one part an embedding, interests first, then targets, then numbers.
         parts = [*(source for unit in plan.units for source in unit.keys), *plan.targets]
-        columns = dict(enumerate(first.weight.split(width, dim=1)))
+        columns = list(first.weight.split(width, dim=1))
         if numbers.width:
             self._weight_NO = first.weight[:, len(parts) * width :].t().contiguous()
-        self._keys: list[list[Projection]] = []
-        part = 0
-        for unit in plan.units:
-            projections = []
-            from_key = unit.attention.from_key.weight.split(width, dim=1)
-            for source, weight_HD in zip(unit.keys, from_key, strict=True):
-                both = torch.cat([weight_HD, columns[part]])
-                projections.append(Projection(source, plan.tables[source], both))
-                part += 1
-            self._keys.append(projections)
-        self._key_bias_ZH = torch.stack([unit.attention.from_key.bias for unit in plan.units])
-        self._queries: list[tuple[Projection, list[int]]] = []
-        """Columns of each: the queries of these units, then the tower's part of the target."""
-        for source, column in zip(plan.targets, range(part, len(parts)), strict=True):
-            asked = [z for z, unit in enumerate(plan.units) if source in unit.queries]
-            weights = [
-                plan.units[z].attention.from_query.weight.split(width, dim=1)[
-                    plan.units[z].queries.index(source)
-                ]
-                for z in asked
-            ]
-            both = torch.cat([*weights, columns[column]])
-            self._queries.append((Projection(source, plan.tables[source], both), asked))
+        self._keys = self._key_sides(plan, columns, width)
+        of_targets = columns[len(parts) - len(plan.targets) : len(parts)]
+        self._queries = self._query_side(plan, first.bias, of_targets)
         slope_ZH = torch.stack([unit.attention.activation.weight for unit in plan.units])
         weight_ZH = torch.stack([unit.attention.to_weight.weight.squeeze(0) for unit in plan.units])
         self._linear_ZH = (weight_ZH * (1 + slope_ZH) / 2).contiguous().numpy()
         self._absolute_ZH = (weight_ZH * (1 - slope_ZH) / 2).contiguous().numpy()
-        self._score_bias_Z1 = torch.stack([unit.attention.to_weight.bias for unit in plan.units])
+        bias_Z1 = torch.stack([unit.attention.to_weight.bias for unit in plan.units])
+        self._score_bias_Z = bias_Z1.flatten().numpy()
 
     @classmethod
     @torch.inference_mode()
@@ -171,58 +120,66 @@ class FastScores:
         planned = plan(model)
         return None if planned is None else cls(model, config, lookup, planned)
 
+    def _key_sides(self, plan: Plan, columns: list[Tensor], width: int) -> list[Side]:
+        """Of each unit: projected keys (H), then what a key adds to the tower's first layer (O)."""
+        sides, part = [], 0
+        for unit in plan.units:
+            sources = []
+            from_key = unit.attention.from_key
+            for source, weight_HD in zip(
+                unit.keys, from_key.weight.split(width, dim=1), strict=True
+            ):
+                both_ND = torch.cat([weight_HD, columns[part]])
+                sources.append((source, 0, plan.tables[source], both_ND))
+                part += 1
+            bias_N = torch.cat([from_key.bias, torch.zeros(len(columns[0]))])
+            sides.append(Side(bias_N, sources, self._items))
+        return sides
+
+    def _query_side(self, plan: Plan, bias_O: Tensor, columns: list[Tensor]) -> Side:
+        """The units' queries (Z H), then the targets' part of the tower's first layer (O).
+
+        A source that no unit below `first` asks for has no columns there.
+        """
+        sources = []
+        for source, weight_OD in zip(plan.targets, columns, strict=True):
+            asked = [z for z, unit in enumerate(plan.units) if source in unit.queries]
+            first = min(asked, default=len(plan.units))
+            weights = [weight_OD.new_zeros(self._hidden, weight_OD.shape[1]) for _ in plan.units]
+            for z in asked:
+                unit = plan.units[z]
+                from_query = unit.attention.from_query.weight.split(weight_OD.shape[1], dim=1)
+                weights[z] = from_query[unit.queries.index(source)]
+            both_ND = torch.cat([*weights[first:], weight_OD])
+            sources.append((source, first * self._hidden, plan.tables[source], both_ND))
+        bias_N = torch.cat([bias_O.new_zeros(len(plan.units) * self._hidden), bias_O])
+        return Side(bias_N, sources, self._items)
+
     @torch.inference_mode()
     def logits(
         self, history_L: np.ndarray, tracks_C: np.ndarray, numbers_CN: Tensor | None = None
     ) -> Tensor:
         """(C,) for candidates `tracks_C` (C at least 1) of a user with these listens,
         newest last; `numbers_CN` as `Batch.numbers_BN`."""
-        hidden_CO, queries_CZH = self._candidates(tracks_C)
+        units = len(self._keys)
+        queries_CN = self._queries(self._items.entries(tracks_C))
+        hidden_CO = torch.from_numpy(queries_CN)[:, units * self._hidden :]
         newest_T = history_L[-self._history_length :]
         if len(newest_T):
-            keys_ZTH, values_TO = self._history(newest_T)
-            scores_CZT = np.empty((len(tracks_C), len(keys_ZTH), len(newest_T)), dtype=np.float32)
-            self._attention_scores(
-                keys_ZTH.numpy(),
-                queries_CZH.numpy(),
+            entries_T = self._items.entries(newest_T)
+            both_ZTN = np.stack([side(entries_T) for side in self._keys])
+            scores_CZT = np.empty((len(tracks_C), units, len(newest_T)), dtype=np.float32)
+            attention_scores(
+                np.ascontiguousarray(both_ZTN[:, :, : self._hidden]),
+                queries_CN,
                 self._linear_ZH,
                 self._absolute_ZH,
+                self._score_bias_Z,
                 scores_CZT,
             )
-            scores = torch.from_numpy(scores_CZT).add_(self._score_bias_Z1)
-            hidden_CO.addmm_(scores.flatten(1), values_TO)
+            values_UO = torch.from_numpy(both_ZTN).flatten(0, 1)[:, self._hidden :]
+            hidden_CO.addmm_(torch.from_numpy(scores_CZT).flatten(1), values_UO)
         if self._weight_NO is not None:
             assert numbers_CN is not None
             hidden_CO.addmm_(self._numbers.standardised(numbers_CN), self._weight_NO)
         return self._after_first(hidden_CO).squeeze(-1)
-
-    def _candidates(self, tracks_C: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The targets' part of the tower's first layer (C, O), and the queries (C, Z, H)."""
-        id_rows_C, codes_CFL = self._lookup(torch.from_numpy(tracks_C))
-        hidden_CO = self._bias_O
-        queries: list[list[Tensor]] = [[] for _ in self._keys]
-        for projection, asked in self._queries:
-            *of_units, of_tower = projection(id_rows_C, codes_CFL).split(
-                [*(self._hidden for _ in asked), len(self._bias_O)], dim=1
-            )
-            for z, query_CH in zip(asked, of_units, strict=True):
-                queries[z].append(query_CH)
-            hidden_CO = hidden_CO + of_tower
-        queries_CN = torch.cat([_sum(parts) for parts in queries], dim=1)
-        return hidden_CO, queries_CN.view(len(tracks_C), len(self._keys), self._hidden)
-
-    def _history(self, newest_T: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Projected keys (Z, T, H), and (Z T, O): what each key adds to the tower's first layer
-        when its weight is 1."""
-        id_rows_T, codes_TFL = self._lookup(torch.from_numpy(newest_T.copy()))
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for projections, bias_H in zip(self._keys, self._key_bias_ZH, strict=True):
-            both_TN = _sum([of(id_rows_T, codes_TFL) for of in projections])
-            keys.append(both_TN[:, : self._hidden] + bias_H)
-            values.append(both_TN[:, self._hidden :])
-        return torch.stack(keys), torch.cat(values)
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
