@@ -3,7 +3,8 @@
 The item side (codes of the whole catalogue) is read from the online store when the release is
 loaded; the user's row is read once, on every request. Training and serving build the model's input
 with the same functions, `models.batch` and `models.number_rows.number_rows`; a model of target
-attention is scored by `serving.fast_scores`, which a release's own check compares with the model.
+attention is scored from tables, by `serving.fast_scores` or, where torch sees a GPU, by
+`serving.cuda_scores`, which a release's own check compares with the model.
 
 Shape suffixes: B rows, one a candidate; C candidates of one user, I tracks of the catalogue,
 F families, L levels, N numbers.
@@ -31,11 +32,13 @@ from feature_repo.workspace import Workspace
 from models.batch import Batch, ItemLookup, ItemTable, Vocabulary, make_batch, track_rows
 from models.ranker_config import RankerConfig
 from models.rankers import load_ranker
+from serving.cuda_scores import CudaScores
 from serving.fast_scores import FastScores
 from serving.number_features import NumberFeatures
 from serving.releases import Release
 from serving.retrieval.new_items import items_with_new_tracks
 from serving.retrieval.release_retriever import ReleaseRetriever
+from serving.score_tables import ScoreTables
 from serving.user_rows import UserRow, UserRows
 
 WARM_UP_CANDIDATES = 500
@@ -64,7 +67,7 @@ class Catalogue:
 
     items: ItemTable
     lookup: ItemLookup
-    fast: FastScores | None
+    fast: FastScores | CudaScores | None
     """None: the model has no target attention, and is run as it was trained."""
     numbers: NumberFeatures | None
     """None: the model sees no numbers."""
@@ -171,10 +174,14 @@ class ReleaseRanker:
         numbers = None
         if self.config.numbers:
             numbers = NumberFeatures(self.workspace, self.config.numbers, items.track_ids_I)
+        tables = ScoreTables.of(self.model, self.config, lookup)
+        fast = None
+        if tables is not None:
+            fast = CudaScores(tables) if torch.cuda.is_available() else FastScores(tables)
         return Catalogue(
             items=items,
             lookup=lookup,
-            fast=FastScores.of(self.model, self.config, lookup),
+            fast=fast,
             numbers=numbers,
         )
 

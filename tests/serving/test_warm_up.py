@@ -13,6 +13,7 @@ from models.warm_up import WARM_UP_FILE
 from serving.fast_scores import FastScores
 from serving.ranker import Catalogue, ReleaseRanker
 from serving.releases import live_release, make_release
+from serving.score_tables import ScoreTables
 from serving.warm_up import check_warm_up
 from tests.serving.release_world import change_warm_up, copied_model, rewrite_manifest
 from tests.trained import TRACKS
@@ -51,7 +52,7 @@ def test_other_codes_in_the_online_store_are_seen(world):
     moved = ItemTable(track_ids_I=items.track_ids_I, codes_IFL=np.roll(items.codes_IFL, 1, axis=0))
     vocabulary = ranker._vocabulary
     lookup = ItemLookup.of(moved, vocabulary, torch.device("cpu"))
-    fast = FastScores.of(ranker.model, ranker.config, lookup)
+    fast = FastScores(ScoreTables.of(ranker.model, ranker.config, lookup))
     ranker.catalogue = Catalogue(items=moved, lookup=lookup, fast=fast, numbers=None)
     with pytest.raises(ArtifactError, match="crescendo publish --generation gen-bbbbbbbbbbbb"):
         check_warm_up(world.workspace, ranker)
