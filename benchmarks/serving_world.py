@@ -43,8 +43,11 @@ LABELLED_SHARE = 0.02
 LOG_DAYS = 2
 
 
-def build(folder: Path, redis: str, *, tracks: int, users: int) -> Workspace:
-    """A workspace with a live release, its online rows in the Redis at `redis`."""
+def build(folder: Path, redis: str, *, tracks: int, users: int, models: int = 1) -> Workspace:
+    """A workspace with a live release, its online rows in the Redis at `redis`.
+
+    `models`: of the same shape, with weights of their own; the last one is live.
+    """
     workspace = Workspace(folder)
     online = {"type": PACKED_REDIS, "connection_string": redis}
     folder.mkdir(parents=True)
@@ -55,7 +58,9 @@ def build(folder: Path, redis: str, *, tracks: int, users: int) -> Workspace:
     _write_generation(workspace, random, tracks)
     sequences(workspace, SequenceOptions(length=LISTENS))
     publish(workspace)
-    _write_model(workspace, training_set(workspace, TrainingSetOptions()))
+    data = training_set(workspace, TrainingSetOptions())
+    for seed in range(models):
+        _write_model(workspace, data, seed)
     make_release(workspace)
     return workspace
 
@@ -103,7 +108,7 @@ def _write_generation(workspace: Workspace, random: np.random.Generator, tracks:
         pq.write_table(ids_table(track_ids_I, codes), partial / IDS_FILE)
 
 
-def _write_model(workspace: Workspace, data: Manifest) -> None:
+def _write_model(workspace: Workspace, data: Manifest, seed: int) -> None:
     """As `crescendo train` does, less the training."""
     data_folder = workspace.training_sets / data.id
     items = load_file(data_folder / "items.safetensors")
@@ -115,10 +120,10 @@ def _write_model(workspace: Workspace, data: Manifest) -> None:
         codes=CODES,
         history_length=LISTENS,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     manifest = Manifest(
         kind="model",
-        id=content_id("model", data.id, asdict(config)),
+        id=content_id("model", data.id, asdict(config), seed),
         parents={"training_set": data.id, "generation": data.parents["generation"]},
         options={"model": "mcca", "features": [], "ranker": asdict(config)},
         info={"features": data.info["features"]},
