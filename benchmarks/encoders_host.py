@@ -1,0 +1,80 @@
+"""The CPU part of `benchmarks/encoders.py`: decoding, and the Ray Data pipeline on a tiny model."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.encoders_timing import Timer
+from feature_repo.schema import TRACK_ID
+from ray_jobs.embed_benchmark import pipeline_rate
+from ray_jobs.encoders.hf_audio import AudioEncoder
+from ray_jobs.encoders.pipeline import Preparer
+
+RATE, SECONDS = 44_100, 30.0
+"""Of the stereo files that are decoded, as a catalogue has them."""
+FORMATS = ("wav", "flac", "mp3")
+FILES = 4
+TRACKS, CHUNK, SHORT_S = 64, 8, 10.0
+TINY = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "conv_dim": (128,) * 7,
+}
+
+
+def host(timer: Timer, *, quick: bool) -> dict[str, Any]:
+    """Audio-hours a second that one core decodes, and pipeline / bare loop."""
+    torch.set_num_threads(1)
+    answer: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        encoder = tiny_encoder(folder)
+        prepare = Preparer(encoder)
+        for kind in FORMATS:
+            tracks = sound_files(folder, kind, FILES, SECONDS, RATE)
+            seconds = timer.tried(f"decode {kind}, {FILES} x 30 s", lambda t=tracks: prepare(t))
+            if seconds is not None:
+                hours = FILES * SECONDS / 3600 / seconds
+                answer[f"decode_{kind}_hours_per_s_a_core"] = round(hours, 3)
+        count = TRACKS if quick else 3 * TRACKS
+        tracks = sound_files(folder, "wav", count, SHORT_S, encoder.sample_rate)
+        answer |= {
+            f"pipeline_{key}": round(value, 3)
+            for key, value in pipeline_rate(encoder, tracks, chunk=CHUNK).items()
+        }
+    print(f"    pipeline / bare loop: {answer['pipeline_ratio']:.2f}", flush=True)
+    return {"host": answer}
+
+
+def tiny_encoder(folder: Path) -> AudioEncoder:
+    """Of MERT's shape, random, in the files of a converted checkpoint."""
+    from transformers import HubertConfig, HubertModel
+
+    torch.manual_seed(0)
+    model = HubertModel(HubertConfig(**TINY, apply_spec_augment=False))
+    model.save_pretrained(folder / "model")
+    sound = {"do_normalize": True, "sampling_rate": 24_000}
+    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(sound))
+    return AudioEncoder(name="tiny", folder=folder / "model", root=folder)
+
+
+def sound_files(folder: Path, kind: str, count: int, seconds: float, rate: int) -> pa.Table:
+    """`count` files of chords under noise, stereo; their tracks."""
+    import soundfile
+
+    names = []
+    t = np.arange(round(seconds * rate)) / rate
+    for i in range(count):
+        generator = np.random.default_rng(i)
+        tones = sum(np.sin(2 * np.pi * pitch * t) for pitch in generator.uniform(80, 2000, 3))
+        left = 0.1 * tones + 0.02 * generator.standard_normal(len(t))
+        names.append(f"{kind}-{seconds:g}-{i}.{kind}")
+        soundfile.write(folder / names[-1], np.stack([left, left[::-1]], 1), rate)
+    return pa.table({TRACK_ID: pa.array(range(count), pa.int64()), "audio_uri": names})
