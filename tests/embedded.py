@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
-from ray_jobs import embed
+from ray_jobs.embed_folder import EmbeddingFolder, row_schema, write_manifest, write_part
+from ray_jobs.embed_options import EmbedOptions
 from ray_jobs.encoders.inputs import INPUT_HASH, Inputs
 from ray_jobs.encoders.pipeline import EncoderActor
 from ray_jobs.encoders.vectors import VectorsEncoder
@@ -67,18 +68,16 @@ def embed_missing(workspace: Workspace, modality: str) -> None:
     """New and changed tracks go into parts of their own, in an order that is not that of ids."""
     tracks = pyarrow.dataset.dataset(workspace.tracks, format="parquet")
     encoder = VectorsEncoder(modality, tracks.schema)
-    folder = workspace.embeddings(modality, encoder.encoder_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = Inputs.read(tracks, encoder.columns, workspace.root)
-    done, _ = embed._finished_tracks(folder, inputs, retry_errors=False)
-    todo = np.setdiff1d(inputs.track_ids, done)
-    todo = np.random.default_rng(0).permutation(todo)
+    path = workspace.embeddings(modality, encoder.encoder_id)
+    path.mkdir(parents=True, exist_ok=True)
+    folder = EmbeddingFolder(path, Inputs.read(tracks, encoder.columns, workspace.root))
+    folder.look(retry_errors=False)
+    todo = np.random.default_rng(0).permutation(folder.todo)
     table = tracks.to_table(columns=["track_id", *encoder.columns])
     for start in range(0, len(todo), PART_ROWS):
-        rows = np.searchsorted(inputs.track_ids, todo[start : start + PART_ROWS])
+        rows = np.searchsorted(folder.inputs.track_ids, todo[start : start + PART_ROWS])
         block = EncoderActor(encoder)(table.take(rows))
-        hashes = pa.array(inputs.of(block["track_id"].to_numpy()))
-        part = folder / f"part-{len(embed._parts(folder)) + 1:05d}.parquet"
-        schema = embed._row_schema(encoder.dim)
-        embed._write_part(part, block.append_column(INPUT_HASH, hashes).cast(schema))
-    embed._write_manifest(folder, encoder, embed.EmbedOptions(modality=modality, encoder="vectors"))
+        hashes = pa.array(folder.inputs.of(block["track_id"].to_numpy()))
+        part = path / f"part-{len(folder.parts()) + 1:05d}.parquet"
+        write_part(part, block.append_column(INPUT_HASH, hashes).cast(row_schema(encoder.dim)))
+    write_manifest(folder, encoder, EmbedOptions(modality=modality, encoder="vectors"))

@@ -94,11 +94,11 @@ class SpectralEncoder:
         return mel_bank(), _pitch_class_bank()
 
     def encode(self, tracks: pa.Table) -> list[np.ndarray | str]:
-        return [self._encode_one(uri) for uri in tracks["audio_uri"].to_pylist()]
+        return [self._encode_one(uri) for uri in tracks["audio_uri"]]
 
-    def _encode_one(self, uri: str | None) -> np.ndarray | str:
-        try:
-            cut = windows(uri, self.root, sample_rate=SAMPLE_RATE, seconds=WINDOW_S)
+    def _encode_one(self, uri: pa.StringScalar) -> np.ndarray | str:
+        try:  # as_py() too: Arrow does not look whether a string is UTF-8
+            cut = windows(uri.as_py(), self.root, sample_rate=SAMPLE_RATE, seconds=WINDOW_S)
             return self.vector(cut)
         except AudioError as error:
             return str(error)

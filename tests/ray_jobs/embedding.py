@@ -16,8 +16,10 @@ import pytest
 from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs import embed as embed_module
+from ray_jobs import embed_folder
 from ray_jobs.embed import EmbedOptions
-from ray_jobs.encoders.pipeline import EncoderActor
+from ray_jobs.embed_run import Pools
+from ray_jobs.encoders.pipeline import Encoder, EncoderActor, Preparer, has_cpu_stage, write_part
 
 WIDTH = 3
 VECTORS = EmbedOptions(modality="image", encoder="vectors", batch_size=4, actors=1)
@@ -46,7 +48,8 @@ def write_tracks(
 
 def rows_on_disk(workspace: Workspace, modality: str) -> dict[int, dict[str, object]]:
     """Rows of all parts by track id, manifest or not; fails on a track with two rows."""
-    parts = sorted((workspace.root / "embeddings" / modality).glob("*/part-*.parquet"))
+    folder = workspace.root / "embeddings" / modality
+    parts = sorted([*folder.glob("*/part-*.parquet"), *folder.glob("*/.run-*/part-*.parquet")])
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     by_track = {row["track_id"]: row for row in rows}
     assert len(by_track) == len(rows)
@@ -68,19 +71,24 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> list[list[int]]:
-    """Encodes without Ray, a part a block; returns the track ids of each run."""
+    """Runs the stages without Ray, a part a chunk; returns the track ids of each run."""
     runs: list[list[int]] = []
 
-    def blocks(tracks, todo, encoder, *, actors, batch_size) -> Iterator[pa.Table]:
-        runs.append(todo.tolist())
-        actor = EncoderActor(pickle.loads(pickle.dumps(encoder)))  # noqa: S301
-        table = tracks.to_table(filter=pa.compute.field("track_id").isin(todo))
-        for start in range(0, table.num_rows, batch_size):
-            yield actor(table.slice(start, batch_size))
+    def parts(todo: Path, run: Path, encoder: Encoder, _: Pools) -> Iterator[dict[str, object]]:
+        runs.append(sorted(pq.read_table(todo)["track_id"].to_pylist()))
+        encoder = pickle.loads(pickle.dumps(encoder))  # noqa: S301
+        two = has_cpu_stage(encoder)
+        actor = EncoderActor(encoder, todo)
+        for chunk in range(pq.ParquetFile(todo).num_row_groups):
+            rows = pa.table({"chunk": [chunk]})
+            rows = actor(Preparer(encoder, todo)(rows) if two else rows)
+            yield from write_part(rows, run).to_pylist()
 
-    monkeypatch.setattr(embed_module, "encoded_blocks", blocks)
+    monkeypatch.setattr(embed_module, "written_parts", parts)
+    one = Pools(actors=1, decoders=1, gpu=False)
+    monkeypatch.setattr(embed_module, "connected_pools", lambda *_: one)
     monkeypatch.setattr(embed_module, "ray_session", contextlib.nullcontext)
-    monkeypatch.setattr(embed_module, "PART_EVERY_S", 0.0)
+    monkeypatch.setattr(embed_folder, "PART_BYTES", 0)
     return runs
 
 

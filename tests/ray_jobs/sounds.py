@@ -1,5 +1,7 @@
 """Sound files for the tests of this folder: tunes, and files that are bad in one way each."""
 
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,41 @@ def sound_file(
     return path
 
 
+def encoded_file(folder: Path, samples: np.ndarray, name: str, codec: str, rate: int) -> Path:
+    """A stereo file of a codec that libsndfile does not know, by PyAV."""
+    import av
+
+    path = folder / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = "stereo"
+        frame = av.AudioFrame.from_ndarray(
+            np.stack([samples, samples]).astype(np.float32), format="fltp", layout="stereo"
+        )
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+    return path
+
+
+def three_hours(folder: Path, name: str = "long.wav", rate: int = 44100) -> tuple[Path, float]:
+    """A stereo WAV whose middle ten minutes are a sine, the rest a hole; and the sine's hertz."""
+    frames, middle = 3 * 3600 * rate, 600 * rate
+    path = folder / name
+    size = 4 * frames
+    with path.open("wb") as stream:
+        stream.write(b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt ")
+        stream.write(struct.pack("<IHHIIHH", 16, 1, 2, rate, 4 * rate, 4, 16))
+        stream.write(b"data" + struct.pack("<I", size))
+        head = stream.tell()
+        second = np.round(10_000 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate))
+        stream.seek(head + 4 * (frames - middle) // 2)
+        for _ in range(600):
+            stream.write(np.repeat(second.astype("<i2"), 2).tobytes())
+        stream.truncate(head + size)
+    return path, 440.0
+
+
 def bad_file(folder: Path, kind: str) -> str | None:
     """Makes a file that is bad in one way; returns its URI."""
     samples = tune(MELODY, 3)
@@ -41,7 +78,7 @@ def bad_file(folder: Path, kind: str) -> str | None:
     if kind == "missing":
         return "gone.flac"
     if kind == "scheme":
-        return "s3://bucket/tune.flac"
+        return "ftp://host/tune.flac"
     if kind in ("zero bytes", "html", "noise"):
         content = {
             "zero bytes": b"",

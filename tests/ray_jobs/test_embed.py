@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -145,8 +144,8 @@ def test_killed_driver_loses_and_doubles_no_track(workspace: Workspace, ray_loca
         ({"actors": 0}, "actors=0: expected at least 1"),
         ({"batch_size": -1}, "batch_size=-1: expected at least 1"),
         ({"max_tokens": 0}, "max_tokens=0: expected at least 1"),
-        ({"encoder": "hf-text"}, "encoder='hf-text', encoder_path=None: expected a path"),
-        ({"encoder_path": Path("x")}, "encoder='vectors', encoder_path=x: expected a path with"),
+        ({"decoders": 0}, "decoders=0: expected at least 1"),
+        ({"layers": (3, -1)}, r"layers=\(3, -1\): expected numbers from 0 on"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ import soundfile
 from feature_repo.artifacts import MANIFEST, file_sha256, read_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
-from ray_jobs import embed as embed_module
+from ray_jobs import embed_folder
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from tests.ray_jobs.embedding import SPECTRAL, VECTORS, folder_of, rows_on_disk, write_tracks
 
@@ -32,7 +32,8 @@ def test_only_the_track_with_another_text_is_embedded_again(
     with pytest.raises(ArtifactError) as refused:
         read_embeddings(workspace, "text")
     assert "of 3 tracks 0 have no row and 1 have changed since" in str(refused.value)
-    command = f"embed --modality text --encoder hf-text --encoder-path {text_options.encoder_path}`"
+    command = f"run `crescendo {text_options.command}`"
+    assert command.endswith("Tiny BERT' --max-tokens 32`")
     assert command in str(refused.value)
 
     result = embed(workspace, text_options)
@@ -133,7 +134,7 @@ def test_a_run_that_ends_while_it_replaces_rows_leaves_no_old_row(
     changed = [[i, 0, 0] for i in range(8)]
     write_tracks(workspace, list(range(10)), image_vector=[*changed, [8, 8.5, -8], [9, 9.5, -9]])
 
-    write_part, written = embed_module._write_part, []
+    write_part, written = embed_folder.write_part, []
 
     def interrupted(path: Path, rows: pa.Table) -> None:
         if written:
@@ -142,7 +143,7 @@ def test_a_run_that_ends_while_it_replaces_rows_leaves_no_old_row(
         write_part(path, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "_write_part", interrupted)
+        patch.setattr(embed_folder, "write_part", interrupted)
         with pytest.raises(KeyboardInterrupt):
             embed(workspace, VECTORS)
     with pytest.raises(ArtifactError, match="no embedding under"):

