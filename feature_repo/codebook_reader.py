@@ -27,7 +27,9 @@ from feature_repo.errors import ArtifactError, InputError
 
 CODEBOOK_FILE = "codebook.safetensors"
 DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
-METHODS = ("psrq", "rq_kmeans", "vq", "pq", "rq_vae")
+METHODS = ("psrq", "rq_kmeans", "vq", "pq", "rq_vae", "mm_rq_vae")
+LATENT = ("rq_vae", "mm_rq_vae")
+"""Methods that quantize what a perceptron makes of a row."""
 CHUNK_ROWS = 4_096
 MARGIN = 1e-12
 """Codes whose scores are this close, relative to their terms, are scored again exactly."""
@@ -62,7 +64,7 @@ class NumpyCodebook:
         """Of prepared rows."""
         if self.method == "pq":
             return len(self.tensors["mean"])
-        name = "encoder_weight_0" if self.method == "rq_vae" else "residual_0"
+        name = "encoder_weight_0" if self.method in LATENT else "residual_0"
         return self.tensors[name].shape[1]
 
     def prepare(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -114,10 +116,11 @@ class NumpyCodebook:
         x_hat_ND = np.zeros((len(codes_NL), books[0].shape[1]), dtype=np.float32)
         for row_ND in rows:
             x_hat_ND += row_ND
-        return self._perceptron("decoder", x_hat_ND) if self.method == "rq_vae" else x_hat_ND
+        return self._perceptron("decoder", x_hat_ND) if self.method in LATENT else x_hat_ND
 
     def _books(self) -> list[np.ndarray]:
-        stem = {"pq": "subspace", "rq_vae": "codebook"}.get(self.method, "residual")
+        stem = "codebook" if self.method in LATENT else "residual"
+        stem = "subspace" if self.method == "pq" else stem
         count = sum(name.startswith(f"{stem}_") for name in self.tensors)
         return [self.tensors[f"{stem}_{level}"] for level in range(count)]
 
@@ -128,7 +131,7 @@ class NumpyCodebook:
             slices = np.split(x_MD, ends, axis=1)
             pairs = zip(slices, books, strict=True)
             return np.stack([_nearest([(x_MW, book_KW, 1.0)]) for x_MW, book_KW in pairs], 1)
-        if self.method == "rq_vae":
+        if self.method in LATENT:
             x_MD = self._perceptron("encoder", x_MD)
         residual_MD, codes = x_MD, []
         prefix_MD = np.zeros_like(x_MD)

@@ -6,6 +6,7 @@
     vq          one k-means: the first level of either              models.psrq
     pq          one k-means for each slice of the dims              models.pq
     rq_vae      residual k-means of a learned latent vector         models.rq_vae
+    mm_rq_vae   the same, all modalities trained together           models.mm_rq_vae
 
 Shape suffixes: N rows, D dims, K codes of the last level, L levels.
 """
@@ -17,14 +18,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models import pq, psrq, rq_vae_training
+from models import mm_rq_vae_training, pq, psrq, rq_vae_training
+from models.mm_rq_vae import COLLABORATIVE, MmRqVaeOptions
+from models.mm_rq_vae_training import MmRqVaeTrace
 from models.pq import PqBook, PqOptions, PqTrace
 from models.psrq import FitTrace, PsrqOptions
 from models.residual_codebook import Codebook
 from models.rq_vae import RqVaeBook
 from models.rq_vae_training import RqVaeOptions, RqVaeTrace
 
-QuantizerOptions = PsrqOptions | PqOptions | RqVaeOptions
+QuantizerOptions = PsrqOptions | PqOptions | RqVaeOptions | MmRqVaeOptions
+Trace = FitTrace | PqTrace | RqVaeTrace | MmRqVaeTrace
 
 
 class Quantizer(Protocol):
@@ -72,6 +76,7 @@ BOOKS: dict[str, type[Codebook] | type[PqBook] | type[RqVaeBook]] = {
     "vq": Codebook,
     "pq": PqBook,
     "rq_vae": RqVaeBook,
+    "mm_rq_vae": RqVaeBook,
 }
 METHODS = tuple(BOOKS)
 
@@ -85,7 +90,7 @@ class Fitted:
 
     book: Quantizer
     codes_NL: Tensor
-    trace: FitTrace | PqTrace | RqVaeTrace
+    trace: Trace
 
 
 def fit_quantizer(
@@ -97,16 +102,23 @@ def fit_quantizer(
 ) -> Fitted:
     """Fits the quantizer whose options these are.
 
-    `start`: books of the same method and shape from which the fit goes on; not for RQ-VAE.
+    An MM-RQ-VAE is fitted as if these rows were its only modality; with several, use
+    `models.mm_rq_vae_training.fit`.
+
+    `start`: books of the same method and shape from which the fit goes on; not for RQ-VAEs.
     `device`: where the work is done, by default where the rows are. ValueError naming the first bad
     row, or for a `start` of another kind or shape.
     """
     book: Quantizer
-    trace: FitTrace | PqTrace | RqVaeTrace
+    trace: Trace
     if isinstance(options, PqOptions) and isinstance(start, PqBook | None):
         book, codes_NL, trace = pq.fit(x_ND, options, start=start, device=device)
     elif isinstance(options, RqVaeOptions) and start is None:
         book, codes_NL, trace = rq_vae_training.fit(x_ND, options, device=device)
+    elif isinstance(options, MmRqVaeOptions) and start is None:
+        alone = {options.anchor or COLLABORATIVE: x_ND}
+        ((book, trace),) = mm_rq_vae_training.fit(alone, options, device=device).values()
+        codes_NL = book.encode(x_ND)
     elif isinstance(options, PsrqOptions) and isinstance(start, Codebook | None):
         book, codes_NL, trace = psrq.fit(x_ND, options, start=start, device=device)
     else:

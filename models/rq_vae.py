@@ -4,7 +4,8 @@
     x_hat = D(sum_l e_l,id_l)
 
 (Lee et al. 2022, arXiv 2203.01941, section 3; for IDs of items Rajput et al. 2023, arXiv
-2305.05065, section 3.1.) Made by `models.rq_vae_training.fit`.
+2305.05065, section 3.1.) Made by `models.rq_vae_training.fit`, and as the stack of one modality by
+`models.mm_rq_vae_training.fit`.
 
 Shape suffixes: N rows, D dims, Z latent dims, O dims of a layer's output, K codes, L levels.
 """
@@ -27,6 +28,8 @@ class RqVaeBook:
     encoder: ExactMlp
     latent: Codebook
     decoder: ExactMlp
+    method: str = "rq_vae"
+    """Or `mm_rq_vae`."""
 
     def __post_init__(self) -> None:
         ends = (self.encoder.dims, self.encoder.out_dims)
@@ -35,10 +38,6 @@ class RqVaeBook:
                 f"encoder {ends[0]} to {ends[1]} dims, codebooks of {self.latent.dims}, "
                 f"decoder {self.decoder.dims} to {self.decoder.out_dims} do not fit"
             )
-
-    @property
-    def method(self) -> str:
-        return "rq_vae"
 
     @property
     def levels(self) -> int:
@@ -115,4 +114,5 @@ class RqVaeBook:
             encoder=ExactMlp(weights=found["encoder_weight"], biases=found["encoder_bias"]),
             latent=Codebook(residuals=found["codebook"]),
             decoder=ExactMlp(weights=found["decoder_weight"], biases=found["decoder_bias"]),
+            method=settings["method"],
         )

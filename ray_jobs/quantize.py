@@ -2,8 +2,9 @@
 
     crescendo quantize --method psrq --levels 3 --codes 128 --prefix-weight auto
 
-Fits one codebook a family (each modality, and `joint` on their concatenation) by one of the methods
-of `models.quantizers`. Writes `codebooks/<codebook_id>/` (`ray_jobs.codebook_store`) and
+Fits one codebook a family by one of the methods of `models.quantizers`. Families are the modalities
+and `joint` on their concatenation, which `mm_rq_vae` has not: it fits the modalities together.
+Writes `codebooks/<codebook_id>/` (`ray_jobs.codebook_store`) and
 `generations/<generation_id>/ids.parquet`. A generation that is there keeps every published row: a
 run that finds the same books again only adds the tracks that it lacks.
 
@@ -23,6 +24,7 @@ from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from models import collisions
+from models.mm_rq_vae import MmRqVaeOptions
 from models.psrq import PsrqOptions, level_seed
 from models.quantizers import Fitted, Quantizer, fit_quantizer
 from models.sid_quality import quality
@@ -32,11 +34,9 @@ from ray_jobs.codebook_store import write_codebook
 from ray_jobs.drift import fitting_profile
 from ray_jobs.family_vectors import Modality, family_inputs, read_modality
 from ray_jobs.generation_table import IDS_FILE, ids_table
+from ray_jobs.mm_quantize import Family, encode, fit_modalities
 from ray_jobs.progress import log, step
 from ray_jobs.quantize_options import QuantizeOptions
-
-ENCODE_ROWS = 1 << 17
-"""Rows sent to the device at once when all rows get the codes of a fit on a sample."""
 
 
 def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
@@ -53,17 +53,26 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
         for name in options.modalities
     }
     families = family_inputs(modalities)
-    _check_rows(families, options)
+    if options.method == "mm_rq_vae":
+        families.pop(schema.JOINT, None)
+    samples = _samples(families, options)
+    _check_rows(samples, options)
     codebook_ids: dict[str, str] = {}
     codes: dict[str, tuple[np.ndarray, Tensor]] = {}
     measured: dict[str, Any] = {}
     resolved: dict[str, Any] = {}
     churn: dict[str, Any] = {}
-    fits = _fit_in_workers(workspace, families, options, old) if options.workers > 1 else {}
+    fits = _fit_together(workspace, samples, options, old, device)
     for family, (track_ids, x_ND) in families.items():
         with step(f"quantize {family}", tracks=len(track_ids), dims=x_ND.shape[1]):
             start = old[family].book if old else None
-            fitted, x_SD, codes_NL = _fit(x_ND, options, device, start, fits.get(family))
+            x_SD = samples[family][1]
+            fitted = fits.get(family) or fit_quantizer(
+                x_SD, options.quantizer(), start=start, device=device
+            )
+            codes_NL = fitted.codes_NL
+            if len(x_SD) < len(x_ND):
+                codes_NL = encode(fitted.book, x_ND, device)
             if old:
                 aligned = align(old[family], track_ids, fitted.book, codes_NL)
                 codes_NL, churn[family] = aligned.codes_NL, aligned.churn
@@ -139,10 +148,38 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _check_rows(families: dict[str, tuple[np.ndarray, Tensor]], options: QuantizeOptions) -> None:
-    """Refuses what no fit can be made of, before anything is written."""
+def _samples(families: dict[str, Family], options: QuantizeOptions) -> dict[str, Family]:
+    """What a fit sees of each family: all of it if that is no more than `sample_rows`.
+
+    MM-RQ-VAE sees the same tracks of all modalities.
+    """
+    if options.sample_rows is None:
+        return families
+    of_all = None
+    if options.method == "mm_rq_vae":
+        everyone = np.unique(np.concatenate([track_ids for track_ids, _ in families.values()]))
+        of_all = everyone[_drawn(len(everyone), options).numpy()]
+    samples = {}
     for family, (track_ids, x_ND) in families.items():
-        rows = min(len(track_ids), options.sample_rows or len(track_ids))
+        rows_S = _drawn(len(track_ids), options)
+        if of_all is not None:
+            rows_S = torch.from_numpy(np.isin(track_ids, of_all)).nonzero()[:, 0]
+        whole = len(rows_S) == len(track_ids)
+        samples[family] = (track_ids[rows_S.numpy()], x_ND if whole else x_ND[rows_S])
+    return samples
+
+
+def _drawn(rows: int, options: QuantizeOptions) -> Tensor:
+    """Numbers (S,), rising, of the rows that a fit sees."""
+    # Not a stream that the fit draws from.
+    generator = torch.Generator().manual_seed(level_seed(options.seed, options.levels + 1))
+    return torch.randperm(rows, generator=generator)[: options.sample_rows].sort().values
+
+
+def _check_rows(samples: dict[str, Family], options: QuantizeOptions) -> None:
+    """Refuses what no fit can be made of, before anything is written."""
+    for family, (track_ids, x_SD) in samples.items():
+        rows = len(track_ids)
         if options.codes > rows:
             raise InputError(
                 f"codes={options.codes} is more than the {rows:,} tracks that family {family} is "
@@ -153,64 +190,45 @@ def _check_rows(families: dict[str, tuple[np.ndarray, Tensor]], options: Quantiz
                 f"workers={options.workers} is more than the {rows:,} tracks that family {family} "
                 "is fitted on; give fewer --workers"
             )
-        if options.method == "pq" and options.levels > x_ND.shape[1]:
+        if options.method == "pq" and options.levels > x_SD.shape[1]:
             raise InputError(
-                f"levels={options.levels} is more than the {x_ND.shape[1]} dims of family {family}:"
-                f" pq needs a dim for each; run `crescendo quantize --levels {x_ND.shape[1]}`"
+                f"levels={options.levels} is more than the {x_SD.shape[1]} dims of family {family}:"
+                f" pq needs a dim for each; run `crescendo quantize --levels {x_SD.shape[1]}`"
             )
 
 
-def _fit_in_workers(
+def _fit_together(
     workspace: Workspace,
-    families: dict[str, tuple[np.ndarray, Tensor]],
+    samples: dict[str, Family],
     options: QuantizeOptions,
     old: dict[str, OldFamily],
-) -> dict[str, Fitted]:
-    """The fits of all families, by one group of workers: starting one takes 15 s."""
-    from ray_jobs.quantize_workers import Job, fit_in_workers
-
-    quantizer = options.quantizer()
-    assert isinstance(quantizer, PsrqOptions)
-    jobs = [
-        Job(
-            x_ND=_sample(x_ND, options),
-            options=quantizer,
-            start=old[family].book if old else None,
-        )
-        for family, (_, x_ND) in families.items()
-    ]
-    with step("fit", workers=options.workers):
-        fits = fit_in_workers(
-            jobs, workers=options.workers, device=options.device, folder=workspace.codebooks
-        )
-    return dict(zip(families, fits, strict=True))
-
-
-def _sample(x_ND: Tensor, options: QuantizeOptions) -> Tensor:
-    """The rows that a fit sees; all of them if they are no more than `sample_rows`."""
-    if options.sample_rows is None or options.sample_rows >= len(x_ND):
-        return x_ND
-    # Not a stream that the fit draws from.
-    generator = torch.Generator().manual_seed(level_seed(options.seed, options.levels + 1))
-    rows_S = torch.randperm(len(x_ND), generator=generator)[: options.sample_rows].sort().values
-    return x_ND[rows_S]
-
-
-def _fit(
-    x_ND: Tensor,
-    options: QuantizeOptions,
     device: torch.device,
-    start: Quantizer | None,
-    fitted: Fitted | None,
-) -> tuple[Fitted, Tensor, Tensor]:
-    """The fit, unless workers made it, the rows that it saw, and the codes of all rows."""
-    x_SD = _sample(x_ND, options)
-    if fitted is None:
-        fitted = fit_quantizer(x_SD, options.quantizer(), start=start, device=device)
-    if len(x_SD) == len(x_ND):
-        return fitted, x_ND, fitted.codes_NL
-    parts = [fitted.book.encode(x_MD.to(device)).cpu() for x_MD in x_ND.split(ENCODE_ROWS)]
-    return fitted, x_SD, torch.cat(parts)
+) -> dict[str, Fitted]:
+    """The fits that are made at once: of all families, or none.
+
+    Those of an MM-RQ-VAE are one fit; others share a group of workers, as starting one takes 15 s.
+    """
+    quantizer, workers, folder = options.quantizer(), options.workers, workspace.codebooks
+    if workers == 1 and not isinstance(quantizer, MmRqVaeOptions):
+        return {}
+    with step("fit", workers=workers):
+        if isinstance(quantizer, MmRqVaeOptions):
+            if workers == 1:
+                return fit_modalities(samples, quantizer, device)
+            from ray_jobs.mm_quantize_workers import fit_modalities_in_workers
+
+            return fit_modalities_in_workers(
+                samples, quantizer, workers=workers, device=options.device, folder=folder
+            )
+        from ray_jobs.quantize_workers import Job, fit_in_workers
+
+        assert isinstance(quantizer, PsrqOptions)
+        jobs = [
+            Job(x_ND=x_SD, options=quantizer, start=old[family].book if old else None)
+            for family, (_, x_SD) in samples.items()
+        ]
+        fits = fit_in_workers(jobs, workers=workers, device=options.device, folder=folder)
+        return dict(zip(samples, fits, strict=True))
 
 
 def _balance_info(fitted: Fitted, x_ND: Tensor, options: QuantizeOptions) -> dict[str, Any]:

@@ -5,14 +5,23 @@ from typing import Literal
 
 from feature_repo.errors import InputError
 from models import collisions
+from models.mm_rq_vae import MmRqVaeOptions
 from models.pq import PqOptions
 from models.psrq import PsrqOptions
 from models.quantizers import METHODS, QuantizerOptions
 from models.rq_vae_training import RqVaeOptions
 
 DEVICES = ("auto", "cpu", "cuda")
-SPLIT_METHODS = ("psrq", "rq_kmeans", "vq")
-"""Methods whose fit several workers can split (`ray_jobs.quantize_workers`)."""
+SPLIT_METHODS = ("psrq", "rq_kmeans", "vq", "mm_rq_vae")
+"""Methods whose fit several workers can split (`ray_jobs.quantize_workers`, of the last
+`ray_jobs.mm_quantize_workers`)."""
+NET_METHODS = ("rq_vae", "mm_rq_vae")
+"""Methods that train a net, in epochs: their codes cannot be balanced."""
+
+
+def default_sizes(method: str) -> tuple[int, int]:
+    """Levels and codes where none are asked for: those of each method's paper."""
+    return (4, 256) if method == "mm_rq_vae" else (3, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +37,19 @@ class QuantizeOptions:
     iterations: int = 25
     """Of the k-means methods: most centroid updates of one level."""
     epochs: int = 100
-    """Of `rq_vae`: passes over the rows."""
+    """Of `rq_vae` and `mm_rq_vae`: passes over the rows."""
+    hidden: tuple[int, ...] = (512, 256)
+    """Of `mm_rq_vae`, and the five below: widths of the encoders' hidden layers."""
+    batch_size: int = 1024
+    """Rows of one step, of all workers together."""
+    reconstruction: str = "mmd"
+    """mmd or mse (`models.mm_rq_vae`)."""
+    alignment: str = "infonce"
+    """What draws modalities together: infonce, mmd or none."""
+    anchor: str | None = None
+    """Modality with which the others are aligned; None: collaborative, or else the first."""
+    distillation_weight: float = 0.0
+    """Weight of the term that draws the sum of a track's codes to what was quantized."""
     balance: float | None = None
     """Of the k-means methods: largest share of a code over the even share (`models.balance`)."""
     collisions: str | None = None
@@ -42,7 +63,7 @@ class QuantizeOptions:
     device: str = "auto"
     """Where books are fitted: cpu, cuda, or auto: cuda if there is one."""
     workers: int = 1
-    """Of psrq, rq_kmeans and vq: Ray Train workers that split the rows of a fit."""
+    """Of SPLIT_METHODS: Ray Train workers that split the rows of a fit."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,15 +93,19 @@ class QuantizeOptions:
             )
         if self.sample_rows is not None and self.sample_rows < 1:
             raise InputError(f"sample_rows must be at least 1, got {self.sample_rows}")
-        if self.balance is not None and self.method == "rq_vae":
-            raise InputError(f"balance={self.balance} works for the k-means methods, not rq_vae")
+        if self.balance is not None and self.method in NET_METHODS:
+            raise InputError(
+                f"balance={self.balance} works for the k-means methods, not {self.method}"
+            )
         if self.balance is not None and self.sample_rows is not None:
             raise InputError(
                 f"balance={self.balance} needs all rows in the fit, got "
                 f"sample_rows={self.sample_rows}: give one of the two"
             )
         try:
-            self.quantizer()
+            quantizer = self.quantizer()
+            if isinstance(quantizer, MmRqVaeOptions):
+                quantizer.anchor_of(self.modalities)
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -95,6 +120,19 @@ class QuantizeOptions:
         if self.method == "rq_vae":
             return RqVaeOptions(
                 levels=self.levels, codes=self.codes, epochs=self.epochs, seed=self.seed
+            )
+        if self.method == "mm_rq_vae":
+            return MmRqVaeOptions(
+                levels=self.levels,
+                codes=self.codes,
+                hidden=self.hidden,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                reconstruction=self.reconstruction,
+                alignment=self.alignment,
+                anchor=self.anchor,
+                distillation_weight=self.distillation_weight,
+                seed=self.seed,
             )
         if self.method == "pq":
             return PqOptions(

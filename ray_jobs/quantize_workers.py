@@ -12,7 +12,7 @@ Shape suffixes: N rows, M rows of one worker, D dims, L levels.
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,41 @@ def fit_in_workers(jobs: Sequence[Job], *, workers: int, device: str, folder: Pa
         if workers > len(x_ND):
             raise InputError(f"workers={workers} is more than the {len(x_ND)} rows: give fewer")
         parts.append(np.array_split(x_ND.numpy(), workers))
-    with ray_session(), scratch_folder(folder, ".fit-") as scratch:
-        use_gpu = _use_gpu(workers, device)
-        log.info("fit on workers", workers=workers, device="cuda" if use_gpu else "cpu")
+
+    def config() -> dict[str, Any]:
         settings = [
             {
                 "parts": [ray.put(part_MD) for part_MD in of_job],
-                "start": None if job.start is None else ray.put(_plain(job.start)),
+                "start": None if job.start is None else ray.put(book_arrays(job.start)),
                 "options": asdict(job.options),
             }
             for job, of_job in zip(jobs, parts, strict=True)
         ]
+        return {"jobs": settings}
+
+    with ray_session():
+        found = run_in_workers(worker_fits, config, workers=workers, device=device, folder=folder)
+    return [_fitted(one) for one in found]
+
+
+def run_in_workers(
+    loop: Callable[[dict[str, Any]], Any],
+    config: Callable[[], dict[str, Any]],
+    *,
+    workers: int,
+    device: str,
+    folder: Path,
+) -> Any:
+    """What the first worker's `loop` returns; `config` makes its argument, once Ray has room.
+
+    In a Ray that is connected. The rest is as in `fit_in_workers`.
+    """
+    use_gpu = _use_gpu(workers, device)
+    log.info("fit on workers", workers=workers, device="cuda" if use_gpu else "cpu")
+    with scratch_folder(folder, ".fit-") as scratch:
         trainer = TorchTrainer(
-            worker_fits,
-            train_loop_config={"jobs": settings},
+            loop,
+            train_loop_config=config(),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
@@ -99,33 +120,37 @@ def fit_in_workers(jobs: Sequence[Job], *, workers: int, device: str, folder: Pa
             ),
         )
         try:
-            found = trainer.fit().return_value
+            return trainer.fit().return_value
         except TrainingFailedError as error:
             raise RuntimeError(
                 f"the fit ended because {_cause(error)}; nothing was written. Run it again, or "
                 "with fewer --workers if memory ran out"
             ) from error
-    return [_fitted(one) for one in found]
 
 
-def worker_fits(settings: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """What each worker runs. The first returns books, traces and the codes of all rows."""
+def this_worker() -> tuple[int, torch.device]:
+    """Inside a worker: its number and its device, made ready for work."""
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    rank = context.get_world_rank()
+    return context.get_world_rank(), device
+
+
+def worker_fits(settings: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What each worker runs. The first returns books, traces and the codes of all rows."""
+    rank, device = this_worker()
     found = [_fit(job, rank, device) for job in settings["jobs"]]
     return found if rank == 0 else None
 
 
 def _fit(job: dict[str, Any], rank: int, device: torch.device) -> dict[str, Any]:
-    x_MD = _tensor(ray.get(job["parts"][rank]))
+    x_MD = read_only(ray.get(job["parts"][rank]))
     start: Quantizer | None = None
     if job["start"] is not None:
         tensors, book_settings = ray.get(job["start"])
-        loaded = {name: _tensor(values) for name, values in tensors.items()}
+        loaded = {name: read_only(values) for name, values in tensors.items()}
         start = load_quantizer(loaded, book_settings)
     assert isinstance(start, Codebook | None)
     group = dist.group.WORLD
@@ -133,7 +158,7 @@ def _fit(job: dict[str, Any], rank: int, device: torch.device) -> dict[str, Any]
     book, codes_ML, trace = fit(x_MD, options, start=start, device=device, group=group)
     shards = Shards(len(x_MD), group)
     codes_NL = shards.gather(codes_ML, torch.arange(shards.total))
-    tensors, book_settings = _plain(book)
+    tensors, book_settings = book_arrays(book)
     return {
         "tensors": tensors,
         "settings": book_settings,
@@ -169,13 +194,13 @@ def _use_gpu(workers: int, device: str) -> bool:
     return use_gpu
 
 
-def _plain(book: Quantizer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def book_arrays(book: Quantizer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A book as arrays, which processes share without copies, and JSON."""
     tensors = {name: tensor.cpu().numpy() for name, tensor in book.tensors().items()}
     return tensors, book.settings()
 
 
-def _tensor(values: np.ndarray) -> Tensor:
+def read_only(values: np.ndarray) -> Tensor:
     """A tensor on the object store's own memory. It must not be written to, nor does a fit."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from models.ranker_config import RankerConfig
 
 CODE_STARTS = ("random", "centroids")
-STEMS = {"pq": "subspace", "rq_vae": "codebook"}
+STEMS = {"pq": "subspace", "rq_vae": "codebook", "mm_rq_vae": "codebook"}
 """Names of a book's levels in its file; `residual` where not listed."""
 
 

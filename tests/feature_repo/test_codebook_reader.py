@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from feature_repo.codebook_reader import read_codebook, read_safetensors
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
+from models.mm_rq_vae import MmRqVaeOptions
 from models.pq import PqOptions
 from models.preprocess import MODES, Preprocess, joint
 from models.psrq import PsrqOptions
@@ -27,6 +28,7 @@ OPTIONS = {
     "vq": PsrqOptions(levels=1, codes=16),
     "pq": PqOptions(levels=4, codes=16),
     "rq_vae": RqVaeOptions(levels=2, codes=16, hidden=(12,), latent_dims=5, epochs=3),
+    "mm_rq_vae": MmRqVaeOptions(levels=2, codes=16, hidden=(12, 9), latent_dims=5, epochs=2),
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.mm_rq_vae import MmRqVaeOptions
 from models.pq import PqOptions
 from models.psrq import PsrqOptions
 from models.quantizers import METHODS, fit_quantizer, load_quantizer
@@ -19,6 +20,16 @@ OPTIONS = {
     "pq": PqOptions(codes=12, levels=3),
     "rq_vae": RqVaeOptions(
         codes=12, levels=3, hidden=(16,), latent_dims=6, epochs=60, batch_size=64
+    ),
+    "mm_rq_vae": MmRqVaeOptions(
+        codes=12,
+        levels=3,
+        hidden=(16,),
+        latent_dims=6,
+        epochs=40,
+        batch_size=64,
+        learning_rate=2e-3,
+        reconstruction="mse",  # MMD does not ask that a row comes back to its own place
     ),
 }
 
@@ -71,7 +82,7 @@ def test_another_methods_tensors_are_refused(fitted):
     method, found = fitted
     for other in ("psrq", "pq", "rq_vae"):
         settings = {"method": other, "prefix_weight": 0.4}
-        if {method, other} <= {"psrq", "vq"} or method == other:
+        if {method, other} <= {"psrq", "vq"} or method.removeprefix("mm_") == other:
             continue
         with pytest.raises(ValueError, match=r"missing|needs at least|weights and|need"):
             load_quantizer(found.book.tensors(), settings)
@@ -87,7 +98,7 @@ def test_unknown_methods_are_named(method):
 
 def test_a_start_of_another_kind_is_refused(rows):
     books = {method: fit_quantizer(rows, OPTIONS[method]).book for method in ("psrq", "pq")}
-    for method, book in (("pq", "psrq"), ("psrq", "pq"), ("rq_vae", "pq")):
+    for method, book in (("pq", "psrq"), ("psrq", "pq"), ("rq_vae", "pq"), ("mm_rq_vae", "pq")):
         with pytest.raises(ValueError, match="cannot start from a"):
             fit_quantizer(rows, OPTIONS[method], start=books[book])
 
@@ -110,8 +121,8 @@ def test_a_cuda_fit_gives_a_cpu_book_that_encodes_alike_on_both(rows, method, ba
         pytest.skip("no CUDA device")
     options = OPTIONS[method]
     if balance is not None:
-        if method == "rq_vae":
-            pytest.skip("rq_vae has no balance")
+        if method.endswith("rq_vae"):
+            pytest.skip(f"{method} has no balance")
         options = replace(options, balance=balance)
     found = fit_quantizer(rows, options, device=torch.device("cuda"))
     assert {tensor.device.type for tensor in found.book.tensors().values()} == {"cpu"}

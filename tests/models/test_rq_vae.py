@@ -7,7 +7,8 @@ import torch
 from models.psrq import PsrqOptions
 from models.psrq import fit as fit_residual
 from models.rq_vae import RqVaeBook
-from models.rq_vae_training import RqVaeNet, RqVaeOptions, _book, _revive, fit
+from models.rq_vae_net import RqVaeNet, book_of, revive
+from models.rq_vae_training import RqVaeOptions, fit, losses
 from tests.models.blobs import blobs
 
 SMALL = RqVaeOptions(levels=2, codes=8, hidden=(16,), latent_dims=4, epochs=4, batch_size=64)
@@ -51,7 +52,7 @@ def transcription(net, x, beta):
 @pytest.mark.parametrize("hidden", [(), (7,), (9, 4)])
 def test_losses_equal_the_transcription(hidden):
     net, x = tiny_net(hidden), blobs(50, 6, 5)
-    error, quantization, codes = net.losses(x, 0.25)
+    error, quantization, codes = losses(net, x, 0.25)
     expected = transcription(net, x.double().numpy(), 0.25)
     np.testing.assert_array_equal(codes.numpy(), expected[2])
     np.testing.assert_allclose(error.detach(), expected[0], rtol=1e-4)
@@ -61,7 +62,7 @@ def test_losses_equal_the_transcription(hidden):
 def test_gradients_are_those_of_the_stopped_formulas():
     """Linear encoder and decoder, so that every gradient is written down by hand."""
     net, x, beta = tiny_net(()), blobs(40, 6, 5), 0.3
-    error, quantization, _ = net.losses(x, beta)
+    error, quantization, _ = losses(net, x, beta)
     (error.sum() + quantization.sum()).backward()
     x64 = x.double().numpy()
     _, _, codes, steps, _, x_hat = transcription(net, x64, beta)
@@ -144,7 +145,7 @@ def test_units_and_centre_do_not_matter():
 def test_the_scaling_is_folded_into_the_outer_layers():
     net, x = tiny_net((7,)), blobs(30, 6, 4) * 5 + 2
     mean, scale = x.mean(0), 5.0
-    book = _book(net, mean, scale)
+    book = book_of(net, mean, scale, "rq_vae")
     scaled = ((x - mean) / scale).double().numpy()
     np.testing.assert_allclose(book.encoder(x), perceptron(net.encoder, scaled), atol=1e-5)
     z = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
@@ -155,7 +156,7 @@ def test_the_scaling_is_folded_into_the_outer_layers():
 def test_a_dead_code_moves_onto_a_rows_residual():
     net, x = tiny_net(()), blobs(20, 6, 5)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    error, quantization, codes = net.losses(x, 0.25)
+    error, quantization, codes = losses(net, x, 0.25)
     (error.mean() + quantization.mean()).backward()
     optimizer.step()
     counts = torch.ones(3, 5, dtype=torch.int64)
@@ -164,7 +165,7 @@ def test_a_dead_code_moves_onto_a_rows_residual():
     z = perceptron(net.encoder, x.double().numpy())
     first = before[0].double().numpy()
     left = z - first[((z[:, None] - first[None]) ** 2).sum(2).argmin(1)]
-    assert _revive(net, optimizer, x, counts, torch.Generator().manual_seed(0)) == 2
+    assert revive(net, optimizer, x, counts, torch.Generator().manual_seed(0)) == 2
     for level, (book, old) in enumerate(zip(net.books, before, strict=True)):
         changed = (book != old).any(1).nonzero()[:, 0].tolist()
         assert changed == ([2, 4] if level == 1 else [])

@@ -1,0 +1,315 @@
+"""MM-RQ-VAE: its loss and gradients against numpy, its training, its codes row by row."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from models.balance import capacity
+from models.mm_rq_vae import MmRqVaeNet, MmRqVaeOptions
+from models.mm_rq_vae_losses import info_nce, mmd
+from models.mm_rq_vae_training import START_BALANCE, _Rows, fit
+from models.rq_vae_net import start_books
+from models.sinkhorn import sinkhorn_codes
+from tests.models.blobs import blobs
+
+SMALL = MmRqVaeOptions(
+    levels=2, codes=8, hidden=(16,), latent_dims=4, epochs=4, batch_size=128, learning_rate=2e-3
+)
+
+
+def two(rows: int = 600, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Text and audio that turn around one hidden place in 3 dims; some items lack one."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = blobs(rows, 3, 9, seed=seed)
+    x = {
+        name: torch.tanh(hidden @ torch.randn(3, dims, generator=generator) / 2)
+        + 0.05 * torch.randn(rows, dims, generator=generator)
+        for name, dims in (("text", 10), ("audio", 7))
+    }
+    x["audio"][:40] = 0
+    x["text"][40:60] = 0
+    return x
+
+
+def net_of(options: MmRqVaeOptions, x: dict[str, torch.Tensor]) -> tuple[MmRqVaeNet, _Rows]:
+    rows = _Rows(x, None)
+    generator = torch.Generator().manual_seed(4)
+    net = MmRqVaeNet(rows.dims, options, generator)
+    with torch.no_grad():
+        for stack in net.stacks:
+            for level, book in enumerate(stack.books):
+                book.copy_(torch.randn(book.shape, generator=generator) / 2 ** (level + 1))
+    return net, rows
+
+
+def perceptron(layers, x):
+    layers = [tensor.detach().double().numpy() for tensor in layers]
+    for index in range(0, len(layers), 2):
+        x = (np.maximum(x, 0) if index else x) @ layers[index].T + layers[index + 1]
+    return x
+
+
+def transcription(net: MmRqVaeNet, x: dict[str, torch.Tensor], options: MmRqVaeOptions):
+    """The module's formulas on whole rows; the last level's codes as the net chose them."""
+    terms, latents = {}, {}
+    for name, rows in x.items():
+        stack, here = net.stack(name), (rows != 0).any(1).numpy()
+        raw = rows.double().numpy()[here]
+        raw = raw - raw.mean(0)
+        scaled = raw / np.sqrt((raw**2).sum() / raw.size)
+        z = r = perceptron(stack.encoder, scaled)
+        quantization = np.zeros(len(z))
+        for level, book in enumerate(stack.books):
+            e_all = book.detach().double().numpy()
+            distance = ((r[:, None] - e_all[None]) ** 2).sum(2)
+            code = distance.argmin(1)
+            if level == len(stack.books) - 1:
+                code = sinkhorn_codes(torch.tensor(distance)).numpy()
+            e = e_all[code]
+            quantization += (1 + options.mu) * ((r - e) ** 2).sum(1)
+            r = r - e
+        q = z - r
+        x_hat = perceptron(stack.decoder, q)
+        terms["reconstruction", name] = ((scaled - x_hat) ** 2).mean()
+        if options.reconstruction == "mmd":
+            terms["reconstruction", name] = float(mmd(torch.tensor(scaled), torch.tensor(x_hat)))
+        terms["quantization", name] = quantization.mean()
+        terms["distillation", name] = ((q - z) ** 2).sum(1).mean()
+        latents[name] = (here, q)
+    first, *others = x
+    for name in others:
+        both = latents[first][0] & latents[name][0]
+        a, b = (torch.tensor(q[both[here]]) for here, q in (latents[first], latents[name]))
+        terms["alignment", name] = float(
+            (info_nce if options.alignment == "infonce" else mmd)(a, b)
+        )
+    return terms
+
+
+@pytest.mark.parametrize("reconstruction", ["mmd", "mse"])
+@pytest.mark.parametrize("alignment", ["infonce", "mmd", "none"])
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_every_term_equals_the_transcription(reconstruction, alignment, distillation):
+    options = replace(
+        SMALL,
+        reconstruction=reconstruction,
+        alignment=alignment,
+        distillation_weight=distillation,
+    )
+    x = two(90)
+    net, rows = net_of(options, x)
+    found, codes = net.losses(rows.batch(torch.arange(90)))
+    expected = transcription(net, x, options)
+    wanted = {
+        key
+        for key in expected
+        if (key[0] != "alignment" or alignment != "none")
+        and (key[0] != "distillation" or distillation)
+    }
+    assert set(found) == wanted
+    for key in wanted:
+        assert found[key].item() == pytest.approx(expected[key], rel=2e-4), key
+    assert {name: len(code) for name, code in codes.items()} == {"text": 70, "audio": 50}
+    assert net.rows(rows.present)["reconstruction", "text"] == 70
+    if alignment != "none":
+        assert net.rows(rows.present)["alignment", "audio"] == 30
+
+
+def test_gradients_pass_straight_through_and_codes_move_by_their_own_terms():
+    """One modality, linear encoder and decoder: every gradient is written down by hand."""
+    options = replace(SMALL, hidden=(), reconstruction="mse", levels=3, distillation_weight=0.5)
+    x = {"text": blobs(60, 6, 5)}
+    net, rows = net_of(options, x)
+    batch = rows.batch(torch.arange(60))
+    found, codes = net.losses(batch)
+    loss = sum(net.weights[term] * value for (term, _), value in found.items())
+    loss.backward()
+    stack, scaled = net.stack("text"), batch.x["text"].double().numpy()
+    z = perceptron(stack.encoder, scaled)
+    books = [book.detach().double().numpy() for book in stack.books]
+    code = codes["text"].numpy()
+    steps, r = [], z
+    for level, book in enumerate(books):
+        steps.append((r, book[code[:, level]]))
+        r = r - book[code[:, level]]
+    q = z - r
+    back = 3 * 2 * (perceptron(stack.decoder, q) - scaled) / scaled.size
+    dz = back @ stack.decoder[0].detach().double().numpy()
+    dz += options.mu * 2 * sum(r - e for r, e in steps) / 60
+    np.testing.assert_allclose(stack.encoder[0].grad, dz.T @ scaled, rtol=1e-3, atol=1e-4)
+    for level, (r, e) in enumerate(steps):
+        # its own term, and distillation's 2 delta (q - z), which every level shares
+        pull = (2 * (e - r) + 0.5 * 2 * (q - z)) / 60
+        wanted = np.zeros_like(books[level])
+        np.add.at(wanted, code[:, level], pull)
+        np.testing.assert_allclose(stack.books[level].grad, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_books_start_from_balanced_clusters():
+    """Rows in one place and few elsewhere: k-means alone gives most rows to few codes."""
+    x = {"text": torch.cat([0.05 * blobs(500, 6, 1), blobs(100, 6, 40) * 3])}
+    options = replace(SMALL, codes=10)
+    net, rows = net_of(options, x)
+    stack = net.stack("text")
+
+    def started(balance):
+        generator = torch.Generator().manual_seed(1)
+        numbers = torch.arange(600)
+        start_books(
+            stack,
+            lambda rows_M: rows.of("text", numbers[rows_M]),
+            600,
+            options,
+            generator,
+            balance=balance,
+        )
+        with torch.no_grad():
+            z = stack.encode(rows.of("text", numbers))
+        return int(torch.bincount(torch.cdist(z, stack.books[0].detach()).argmin(1)).max())
+
+    # The nearest code of a balanced centre is not always the balanced one.
+    assert started(START_BALANCE) < 2 * capacity(600, 10, START_BALANCE) < started(None)
+
+
+def test_the_same_seed_gives_the_same_books_and_another_others():
+    x = two()
+    first, again, other = (fit(x, replace(SMALL, seed=seed)) for seed in (1, 1, 2))
+    for name, (book, trace) in first.items():
+        for tensor, values in book.tensors().items():
+            assert torch.equal(values, again[name][0].tensors()[tensor])
+        assert trace == again[name][1]
+        assert not torch.equal(book.encode(x[name]), other[name][0].encode(x[name]))
+
+
+def test_codes_are_a_rows_own_and_items_without_the_modality_change_nothing_of_it():
+    x = two()
+    fits = fit(x, replace(SMALL, alignment="none"))
+    for name, (book, _) in fits.items():
+        assert (book.method, book.levels, book.sizes) == ("mm_rq_vae", 2, (8, 8))
+        codes = book.encode(x[name])
+        order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(book.encode(x[name][order]), codes[order])
+        parts = [book.encode(part) for part in x[name].split(7)]
+        assert torch.equal(torch.cat(parts), codes)
+        assert torch.equal(book.decode(codes)[order], book.decode(codes[order]))
+    moved = {**x, "audio": x["audio"] * 1024}  # of which nothing is in text's books
+    again = fit(moved, replace(SMALL, alignment="none"))
+    assert torch.equal(again["text"][0].encode(x["text"]), fits["text"][0].encode(x["text"]))
+
+
+@pytest.mark.parametrize("reconstruction", ["mmd", "mse"])
+def test_training_lowers_the_reconstruction_and_keeps_codes_in_use(reconstruction):
+    x = two()
+    options = replace(SMALL, codes=16, epochs=25, reconstruction=reconstruction, hidden=(32,))
+    for name, (book, trace) in fit(x, options).items():
+        assert trace.reconstruction[-1] < 0.5 * trace.reconstruction[0], name
+        there = x[name][(x[name] != 0).any(1)]
+        codes = book.encode(there)
+        for level in range(2):
+            assert len(codes[:, level].unique()) >= 14, (name, level)
+        if reconstruction == "mse":
+            scatter = float((there - there.mean(0)).square().sum())
+            error = float((there - book.decode(codes)).square().sum()) / scatter
+            assert error < 0.5, name
+
+
+def partner_rank(fits, x):
+    """Mean share of items whose other modality's q is nearer than an item's own."""
+    both = (x["text"] != 0).any(1) & (x["audio"] != 0).any(1)
+    q = {}
+    for name, (book, _) in fits.items():
+        q[name] = normalize(book.latent.decode(book.encode(x[name][both])))
+    similarity = q["text"] @ q["audio"].T
+    return float((similarity > similarity.diag()[:, None]).double().mean())
+
+
+def test_alignment_draws_partners_together():
+    x = two()
+    options = replace(SMALL, codes=16, epochs=25, hidden=(32,), alignment_weight=1.0)
+    alone = fit(x, replace(options, alignment="none"))
+    assert alone["audio"][1].alignment is None
+    together = fit(x, options)
+    assert together["text"][1].alignment is None  # the anchor
+    curve = together["audio"][1].alignment
+    assert curve[-1] < 0.8 * curve[0]
+    assert partner_rank(together, x) < 0.6 * partner_rank(alone, x)
+
+
+def test_alignment_by_mmd_draws_the_sets_together():
+    options = replace(SMALL, alignment="mmd", alignment_weight=1.0, epochs=10)
+    curve = fit(two(), options)["audio"][1].alignment
+    assert curve[-1] < 0.8 * curve[0]
+
+
+def test_the_anchor_is_the_collaborative_modality_the_first_or_the_one_named():
+    names = ("text", "audio")
+    assert MmRqVaeOptions().anchor_of(names) == "text"
+    assert MmRqVaeOptions().anchor_of((*names, "collaborative")) == "collaborative"
+    assert MmRqVaeOptions(anchor="audio").anchor_of(names) == "audio"
+    with pytest.raises(ValueError, match=r"anchor must be one of \('text', 'audio'\), got 'image'"):
+        fit(two(), replace(SMALL, anchor="image"))
+    traces = {
+        name: trace for name, (_, trace) in fit(two(), replace(SMALL, anchor="audio")).items()
+    }
+    assert traces["audio"].alignment is None
+    assert len(traces["text"].alignment) == SMALL.epochs
+
+
+def test_dead_codes_come_back_to_life():
+    x = {"text": torch.cat([torch.full((400, 6), 0.01), blobs(400, 6, 30)])}
+    _, trace = fit(x, replace(SMALL, codes=32, epochs=10))["text"]
+    assert trace.revived > 0
+    never = fit(x, replace(SMALL, codes=32, epochs=1))["text"][1]  # its only epoch is the last
+    assert never.revived == 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [torch.full((30, 4), 0.1), blobs(1, 4, 1), blobs(6, 4, 3)],
+    ids=["constant", "one row", "n < k"],
+)
+def test_few_distinct_rows_end_without_nan(rows):
+    book, trace = fit({"text": rows}, SMALL)["text"]
+    assert all(tensor.isfinite().all() for tensor in book.tensors().values())
+    assert np.isfinite(trace.reconstruction).all()
+    assert book.encode(rows).shape == (len(rows), 2)
+
+
+def test_what_cannot_be_fitted_is_named():
+    x = two()
+    with pytest.raises(ValueError, match=r"one row an item each, got rows \{'text': 600, 'a': 3\}"):
+        fit({"text": x["text"], "a": x["audio"][:3]}, SMALL)
+    with pytest.raises(ValueError, match="modality audio: every row is zeros"):
+        fit({"text": x["text"], "audio": torch.zeros(600, 3)}, SMALL)
+    apart = {"text": x["text"].clone(), "audio": x["audio"].clone()}
+    apart["text"][:300] = 0
+    apart["audio"][300:] = 0
+    with pytest.raises(ValueError, match=r"alignment=infonce needs items that have both text and"):
+        fit(apart, SMALL)
+    fit(apart, replace(SMALL, alignment="none", epochs=1))
+    apart["audio"][7, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"modality audio: row 7 .* 1 of 600"):
+        fit(apart, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("levels", 0),
+        ("codes", True),
+        ("hidden", (8, 0)),
+        ("batch_size", 2.0),
+        ("mu", -0.1),
+        ("reconstruction", "l1"),
+        ("reconstruction_weight", float("nan")),
+        ("alignment", "cosine"),
+        ("alignment_weight", -1),
+        ("distillation_weight", float("inf")),
+    ],
+)
+def test_bad_options_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be "):
+        MmRqVaeOptions(**{field: value})
