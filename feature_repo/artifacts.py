@@ -197,12 +197,14 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-def newest(parent: Path, *, kind: str, made_by: str) -> Manifest:
-    """The most recently made artifact under `parent`."""
+def newest(parent: Path, *, kind: str, made_by: str, option: str | None = None) -> Manifest:
+    """The most recently made artifact under `parent`, of those with this option if one is given."""
     manifests = [
         read_manifest(folder, kind=kind, made_by=made_by, verify=False)
         for folder in _artifacts(parent)
     ]
+    if option is not None:
+        manifests = [manifest for manifest in manifests if option in manifest.options]
     if not manifests:
         raise ArtifactError(f"no {kind} under {parent}; run `crescendo {made_by}` first")
     return max(manifests, key=lambda manifest: manifest.created_at)

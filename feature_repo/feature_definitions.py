@@ -1,4 +1,4 @@
-"""Every Feast object of the platform: entities, the four kinds of views, the services.
+"""Every Feast object of the platform: entities, the kinds of views, the services.
 
 One module only: Feast tells objects apart by identity, and the same entity imported from two
 modules makes `feast apply` fail. Views read the parquet folders that the jobs write under
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource
 from feast.data_format import ParquetFormat
-from feast.types import Array, Int64, String
+from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 
 from feature_repo import schema
@@ -164,6 +164,70 @@ def semantic_ids_view(
         fields,
         "Semantic IDs: L codes a family, an empty list where the modality is missing",
         generation=generation_id,
+    )
+
+
+def collaborative_view(sources: Path | str) -> FeatureView:
+    """What listeners' sequences say of a track: the newest vectors of that modality."""
+    fields = [
+        Field(
+            name=schema.COLLABORATIVE_VECTOR,
+            dtype=Array(Float32),
+            description="Collaborative embedding; an empty list where the track has none",
+            tags=DOMAIN,
+        ),
+        Field(
+            name=schema.COLLABORATIVE_ENCODER,
+            dtype=String,
+            description="Run that learned it: vectors of two runs cannot be compared",
+            tags=DOMAIN,
+        ),
+    ]
+    return _view(
+        sources,
+        schema.TRACK_COLLABORATIVE,
+        track,
+        fields,
+        "Collaborative embeddings, from the moment on at which they were made",
+    )
+
+
+def user_candidates_view(sources: Path | str, model_id: str) -> FeatureView:
+    """What one retriever model proposes to each user. Each model has a view of its own, so that a
+    release and its canary never read each other's candidates."""
+    fields = [
+        Field(
+            name=schema.CANDIDATE_TRACK_IDS,
+            dtype=Array(Int64),
+            description="Tracks that the user has not heard of late, best first",
+            tags=DOMAIN,
+        ),
+        Field(
+            name=schema.CANDIDATE_SCORES,
+            dtype=Array(Float32),
+            description="Their scores, which order them and mean nothing else",
+            tags=DOMAIN,
+        ),
+        Field(
+            name=schema.CANDIDATE_MODEL,
+            dtype=String,
+            description="Retriever model that scored them",
+            tags=DOMAIN,
+        ),
+        Field(
+            name=schema.CANDIDATES_MADE_AT,
+            dtype=Int64,
+            description="When they were scored, microseconds since 1970",
+            tags=DOMAIN,
+        ),
+    ]
+    return _view(
+        sources,
+        schema.candidates_view_name(model_id),
+        user,
+        fields,
+        "Candidates of a retriever model for a user; empty lists where it has none",
+        model=model_id,
     )
 
 

@@ -104,6 +104,20 @@ when it happened, which together with `event_id` orders a sequence. No event_id 
 STATS_WINDOWS_DAYS = (7, 28)
 STATS_COUNTS = ("plays", "completes", "skips", "favourites")
 
+COLLABORATIVE = "collaborative"
+TRACK_COLLABORATIVE = "track_collaborative"
+COLLABORATIVE_VECTOR = f"{COLLABORATIVE}{VECTOR_SUFFIX}"
+COLLABORATIVE_ENCODER = "collaborative_encoder_id"
+"""The modality that is learned from listens: `crescendo sasrec` makes it, a view publishes it."""
+
+USER_CANDIDATES = "user_candidates"
+CANDIDATE_TRACK_IDS = "candidate_track_ids"
+CANDIDATE_SCORES = "candidate_scores"
+CANDIDATE_MODEL = "candidate_model_id"
+CANDIDATES_MADE_AT = "candidates_made_at_us"
+"""What a retriever model proposes to a user: tracks, best first, and their scores (parallel lists,
+no track of the history among them); which model, and when, in microseconds since 1970."""
+
 
 def stats_columns(entity: str) -> tuple[str, ...]:
     """Count columns of `user` or `track`: events in the days before the row's own day.
@@ -118,6 +132,11 @@ def stats_columns(entity: str) -> tuple[str, ...]:
 def semantic_ids_view_name(generation_id: str) -> str:
     """Feast view of one generation's IDs: Feast names take no hyphens."""
     return f"{TRACK_SEMANTIC_IDS}_{generation_id.replace('-', '_')}"
+
+
+def candidates_view_name(model_id: str) -> str:
+    """Feast view of what one retriever model proposes to the users."""
+    return f"{USER_CANDIDATES}_{model_id.replace('-', '_')}"
 
 
 def ranker_service_name(release_id: str) -> str:

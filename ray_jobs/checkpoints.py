@@ -10,21 +10,31 @@ anew at the batches where checkpoints can be.
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from feature_repo.artifacts import Manifest, read_manifest, write_artifact
 from feature_repo.errors import ArtifactError
-from models.ranker_optimizer import RankerOptimizer
 from ray_jobs.progress import log
 
 KIND = "checkpoint"
 KEPT = 2
 COST = 0.01
 """Share of the time that writing checkpoints may take."""
+
+
+class Moments(Protocol):
+    """An optimizer, as its state is kept."""
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -79,7 +89,7 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() >= self._due
 
-    def write(self, progress: Progress, model: torch.nn.Module, optimizer: RankerOptimizer) -> None:
+    def write(self, progress: Progress, model: torch.nn.Module, optimizer: Moments) -> None:
         """Writes one and drops what neither the kept ones nor `progress` need any more."""
         started = time.monotonic()
         manifest = Manifest(kind=KIND, id=progress.name, info=asdict(progress))
@@ -143,13 +153,13 @@ def read_progress(checkpoint: Path, *, verify: bool = False) -> Progress:
     return Progress(**manifest.info)
 
 
-def save_state(folder: Path, model: torch.nn.Module, optimizer: RankerOptimizer) -> None:
+def save_state(folder: Path, model: torch.nn.Module, optimizer: Moments) -> None:
     """`model.safetensors` and the optimizer's moments, `optimizer.safetensors`."""
     save_file(model.state_dict(), folder / "model.safetensors")
     save_file(optimizer.state_tensors(), folder / "optimizer.safetensors")
 
 
-def load_state(folder: Path, model: torch.nn.Module, optimizer: RankerOptimizer) -> None:
+def load_state(folder: Path, model: torch.nn.Module, optimizer: Moments) -> None:
     """The inverse of `save_state`, into a model and an optimizer of the same shape."""
     model.load_state_dict(load_file(folder / "model.safetensors"))
     optimizer.load_state_tensors(load_file(folder / "optimizer.safetensors"))

@@ -15,7 +15,7 @@ import typer
 
 from feature_repo.errors import InputError, StoreUnavailableError
 from feature_repo.workspace import Workspace
-from ray_jobs.commands import features, ids, serving, training, trust
+from ray_jobs.commands import features, ids, sequential, serving, training, trust
 from ray_jobs.commands.options import (
     BatchSize,
     Codes,
@@ -83,6 +83,7 @@ def common(
 # The commands below this list start serving or make releases; no other module may import serving.
 for command in (
     ids.ingest,
+    ids.convert_encoder,
     ids.embed,
     ids.quantize,
     ids.assign,
@@ -100,6 +101,12 @@ for command in (
     training.train,
     training.evaluate,
     training.study,
+    sequential.sasrec,
+    sequential.train_mme_sid,
+    sequential.score_users,
+    sequential.collapse,
+    sequential.forgetting,
+    sequential.mme_study,
     serving.release,
     serving.promote,
     serving.withdraw,

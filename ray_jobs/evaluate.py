@@ -33,7 +33,7 @@ from ray_jobs.training_stream import ItemSide, read_item_side, score_rows
 def evaluate(workspace: Workspace, model_id: str | None = None) -> dict[str, Any]:
     """Scores the test part anew. Returns `model_id`, `test_rows` and the metrics."""
     if model_id is None:
-        model_id = newest(workspace.models, kind="model", made_by="train").id
+        model_id = newest(workspace.models, kind="model", made_by="train", option="ranker").id
     folder = workspace.models / model_id
     manifest = read_manifest(folder, kind="model", made_by="train")
     training_folder = workspace.training_sets / manifest.parents["training_set"]

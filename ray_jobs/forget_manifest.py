@@ -25,7 +25,7 @@ def count_out(manifest: Manifest, folder: Path, removed: dict[str, int]) -> None
         manifest.rows["rows"] -= gone
         if "users" in manifest.rows:
             manifest.rows["users"] = _distinct_users(folder)
-    elif manifest.kind == "training_set":
+    elif manifest.kind in ("training_set", "next_item_set"):
         for name, rows in removed.items():
             manifest.rows[Path(name).stem.split("-")[0]] -= rows
 

@@ -17,6 +17,7 @@ from feature_repo.artifacts import MANIFEST, read_manifest
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
 from ray_jobs.adapters import (
+    amazon_beauty,
     demo_world,
     hetrec_spotify,
     music4all,
@@ -33,6 +34,7 @@ READERS: dict[str, Callable[[Path], SourceTables]] = {
     "30music-subset": thirty_music.read,
     "tiktok-mm": tiktok_mm.read,
     "music4all": music4all.read,
+    "amazon-beauty": amazon_beauty.read,
 }
 MAPPED = "table"
 SOURCES = (*READERS, MAPPED)

@@ -14,7 +14,6 @@ its newest checkpoint (`run_folder.py`, `checkpoints.py`).
 
 import json
 import shutil
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,10 +29,7 @@ from ray_jobs.ray_session import ray_session
 from ray_jobs.run_folder import CURVE_FILE, LAST_FILE, START_FILE, STARTS_FILE, json_lines
 from ray_jobs.train_options import TrainOptions
 from ray_jobs.train_run import Run, prepare
-
-SHOW_EVERY_S = 1.0
-RESTARTS = 2
-"""Times that a group of workers is started again after one of them died."""
+from ray_jobs.worker_fit import fit_on_workers
 
 
 def train(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
@@ -62,68 +58,17 @@ def train_all(workspace: Workspace, options: Sequence[TrainOptions]) -> list[dic
 
 
 def _fit(ray_folder: Path, runs: list[Run]) -> None:
-    """Starts the workers and waits for them, showing each epoch."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
-
     from ray_jobs.train_loop import train_loop
 
     options = runs[0].options
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    use_gpu = gpus >= options.workers if options.gpu is None else options.gpu
-    for name, there in (("CPU", int(resources["CPU"])), *([("GPU", gpus)] if use_gpu else [])):
-        if there < options.workers:
-            raise InputError(
-                f"{options.workers} workers need a {name} each, Ray has {there}: give fewer "
-                f"--workers{', or --cpu' if name == 'GPU' else ''}"
-            )
-    trainer = TorchTrainer(
+    fit_on_workers(
         train_loop,
-        train_loop_config={"runs": [run.settings for run in runs]},
-        scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
-        run_config=RunConfig(
-            name="ray",  # in a folder of its own: Ray would resume a run of the same name
-            storage_path=str(ray_folder),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-        ),
+        {"runs": [run.settings for run in runs]},
+        runs=[(f"{run.options.model} seed {run.options.seed}", run.folder) for run in runs],
+        ray_folder=ray_folder,
+        workers=options.workers,
+        gpu=options.gpu,
     )
-    finished = threading.Event()
-    shower = threading.Thread(target=_show, args=(runs, finished), daemon=True)
-    shower.start()
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise RuntimeError(
-            f"the training failed {RESTARTS + 1} times; what it has done is kept, and the same "
-            "command goes on from there"
-        ) from error
-    finally:
-        finished.set()
-        shower.join()
-
-
-def _show(runs: list[Run], finished: threading.Event) -> None:
-    """Logs each epoch and each new start that a worker has written down, until the fit ends."""
-    shown = {run.model_id: len(run.curve()) for run in runs}
-    starts = {run.model_id: len(json_lines(run.folder / STARTS_FILE)) + 1 for run in runs}
-    while True:
-        ended = finished.wait(SHOW_EVERY_S)
-        for run in runs:
-            name, seed = run.options.model, run.options.seed
-            for start in json_lines(run.folder / STARTS_FILE)[starts[run.model_id] :]:
-                starts[run.model_id] += 1
-                shown[run.model_id] = min(shown[run.model_id], start["epoch"])
-                where = f"epoch {start['epoch'] + 1}, batch {start['batch']}"
-                log.warning(f"{name} seed {seed}: a worker died; going on from {where}")
-            curve = run.curve()
-            for metrics in curve[shown[run.model_id] :]:
-                rounded = {k: round(v, 4) for k, v in metrics.items() if isinstance(v, float)}
-                log.info(f"{name} seed {seed}: epoch {metrics['epoch'] + 1}", **rounded)
-            shown[run.model_id] = len(curve)
-        if ended:
-            return
 
 
 def _raise_if_not_finite(workspace: Workspace, run: Run) -> None:

@@ -89,7 +89,7 @@ def train_one(settings: dict[str, Any], group: WorkerGroup) -> bool:
     torch.manual_seed(settings["seed"])
     config = RankerConfig(**settings["ranker"])
     ranker = build_ranker(config)
-    start = _agreed_start(run_folder, group)
+    start = agreed_start(run_folder, group)
     if start is None and settings["start_weights"] is not None:
         ranker.load_state_dict(ranker.state_dict() | load_file(settings["start_weights"]))
     # The optimizer first: it changes how gradients of ID tables are kept, which DDP has to see.
@@ -100,7 +100,7 @@ def train_one(settings: dict[str, Any], group: WorkerGroup) -> bool:
         progress = read_progress(start)
         load_state(start, unwrapped(model), optimizer)
     checkpoints = Checkpoints(run_folder, every_s=settings["checkpoint_every_s"])
-    _begin(run_folder, progress, group)
+    begin(run_folder, progress, group)
     side = read_item_side(data_folder, config.history_length, group.device)
     step = TrainStep(
         model,
@@ -152,7 +152,7 @@ def train_one(settings: dict[str, Any], group: WorkerGroup) -> bool:
     return True
 
 
-def _agreed_start(run_folder: Path, group: WorkerGroup) -> Path | None:
+def agreed_start(run_folder: Path, group: WorkerGroup) -> Path | None:
     """The checkpoint that the first worker found whole, so that all begin from one."""
     found = newest_checkpoint(run_folder) if group.is_first else None
     place = torch.tensor([-1, -1])
@@ -165,7 +165,7 @@ def _agreed_start(run_folder: Path, group: WorkerGroup) -> Path | None:
     return checkpoint_path(run_folder, Progress(epoch=epoch, batch=batch))
 
 
-def _begin(run_folder: Path, progress: Progress, group: WorkerGroup) -> None:
+def begin(run_folder: Path, progress: Progress, group: WorkerGroup) -> None:
     """Says which process this rank is; the first drops the epochs that will be trained again."""
     (run_folder / "workers").mkdir(exist_ok=True)
     write_json(

@@ -66,6 +66,7 @@ class Pressure:
         self._candidate_s = FIRST_GUESS_S
         self._mean_candidates = 0.0
         self._waiting_candidates = 0
+        self._mean_beside_s = self._waiting_beside_s = 0.0
         self._arrived = 0
         self.waiting = 0
 
@@ -80,31 +81,36 @@ class Pressure:
 
     def is_hopeless(self) -> bool:
         """Whether one that comes now would be refused, for what is here already, read or not."""
-        request_s = REQUEST_S + self._mean_candidates * self._candidate_s
+        request_s = REQUEST_S + self._mean_candidates * self._candidate_s + self._mean_beside_s
         most_share, _ = STEPS[-1]
         return self._arrived * request_s > most_share * self._deadline_s
 
     @contextmanager
-    def taken(self, candidates: int, deadline_s: float) -> Iterator[int]:
+    def taken(self, candidates: int, deadline_s: float, beside_s: float = 0.0) -> Iterator[int]:
         """Takes a request in for the block: how many of its candidates may be scored.
 
-        Raises Overloaded before anything was done for it.
+        `beside_s`: what it costs beside them, where that is more than any request does. Raises
+        Overloaded before anything was done for it.
         """
         if self.waiting >= self._max_waiting:
             raise Overloaded("queue_full", "too many requests are waiting")
         ahead_s = self.waiting * REQUEST_S + self._waiting_candidates * self._candidate_s
+        ahead_s += self._waiting_beside_s
         fitting = [most for share, most in STEPS if ahead_s <= share * deadline_s]
         if not fitting:
             raise Overloaded("deadline", "the requests ahead of it fill its deadline")
         scored = candidates if fitting[0] is None else min(candidates, fitting[0])
         self._mean_candidates += SMOOTHING * (scored - self._mean_candidates)
+        self._mean_beside_s += SMOOTHING * (beside_s - self._mean_beside_s)
         self.waiting += 1
         self._waiting_candidates += scored
+        self._waiting_beside_s += beside_s
         try:
             yield scored
         finally:
             self.waiting -= 1
             self._waiting_candidates -= scored
+            self._waiting_beside_s = self._waiting_beside_s - beside_s if self.waiting else 0.0
 
     def affordable(self, candidates: int, left_s: float) -> int:
         """How many of so many candidates can be scored in the time that is left."""

@@ -35,7 +35,7 @@ from models.rankers import load_ranker
 from serving.cuda_scores import CudaScores
 from serving.fast_scores import FastScores
 from serving.number_features import NumberFeatures
-from serving.releases import Release
+from serving.releases import Release, read_features
 from serving.retrieval.new_items import items_with_new_tracks
 from serving.retrieval.release_retriever import ReleaseRetriever
 from serving.score_tables import ScoreTables
@@ -108,14 +108,14 @@ class ReleaseRanker:
         self.model = load_ranker(
             manifest.options["ranker"], load_file(folder / "model.safetensors")
         )
-        self._features = manifest.info["features"]
+        self._features = read_features(release, manifest.info["features"])
         trained = load_arrays(folder / "vocabulary.safetensors")
         self._vocabulary = Vocabulary(
             track_ids_I=trained["track_ids"], train_counts_I=trained["train_counts"]
         )
         self.store = open_store(workspace)
         self._check_features(self.config.families)
-        views = (schema.USER_SEQUENCE, schema.USER_STATS)
+        views = (schema.USER_SEQUENCE, schema.USER_STATS, release.candidates_view)
         of_user = [name for name in self._features if name.split(":")[0] in views]
         self.user_rows = UserRows(
             workspace, impatient(open_store(workspace)), of_user, logged_share
@@ -186,7 +186,7 @@ class ReleaseRanker:
         )
 
     def _check_features(self, families: Sequence[str]) -> None:
-        """The release's feature service must hold exactly what the model was trained with."""
+        """The release's feature service must hold exactly what its models are given."""
         try:
             service = self.store.get_feature_service(self.release.feature_service)
         except FeatureServiceNotFoundException as error:
@@ -204,8 +204,8 @@ class ReleaseRanker:
         wanted = {*self._features, *(f"{view}:{column}" for column in columns)}
         if held != wanted:
             raise ArtifactError(
-                f"feature service {service.name} holds {sorted(held)}, its model was trained "
-                f"with {sorted(wanted)}; run `crescendo release`"
+                f"feature service {service.name} holds {sorted(held)}, its models want "
+                f"{sorted(wanted)}; run `crescendo release`"
             )
 
     def rank(

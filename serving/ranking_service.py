@@ -22,9 +22,16 @@ from serving.live_releases import LiveReleases
 from serving.metrics import ServingMetrics
 from serving.pressure import Overloaded, Pressure, PressureOptions
 from serving.ranker import Ranking, ReleaseRanker
-from serving.recommendation import Shown, choose, retrieval_options, retrieve
+from serving.recommendation import (
+    Shown,
+    choose,
+    expected_cost_s,
+    has_stale_candidates,
+    retrieve,
+)
 from serving.request_limits import arrived_s, request_id
 from serving.request_log import RequestLog
+from serving.retrieval.options import RetrievalOptions
 from serving.schemas import Degradation, RankRequest, RecommendRequest
 from serving.tracing import Tracing
 from serving.turns import Turns
@@ -121,26 +128,31 @@ class RankingService:
         """Candidates from retrieval, ranked and made diverse. As `rank` otherwise."""
         stages = Stages()
         deadline_s = self._deadline_s(deadline_ms)
-        wanted = retrieval_options(request).total
-        with self._admitted("recommend", wanted, deadline_s) as scored:
-            degraded: list[Degradation] = []
-            if request.user_id is None:
-                ranker = self.live.current
+        user_id, degraded = request.user_id, list[Degradation]()
+        ranker = self.live.current if user_id is None else self.live.for_user(user_id)
+        wanted, beside_s = RetrievalOptions().total, expected_cost_s(ranker)
+        with self._admitted("recommend", wanted, deadline_s, beside_s) as scored:
+            if user_id is None:
                 user = made_up_user(request.history or [], time.time_ns() // 1000)
             else:
-                ranker = self.live.for_user(request.user_id)
-                user, degraded = await self.read_user(ranker, request.user_id, stages, deadline_s)
+                user, degraded = await self.read_user(ranker, user_id, stages, deadline_s)
+                if has_stale_candidates(user) and "user_stale" not in degraded:
+                    degraded.append("user_stale")
             waiting_since = time.perf_counter()
             async with self._turns:
                 stages.queue_s += time.perf_counter() - waiting_since
-                found = retrieve(ranker, user, request)
+                # Where even scoring has to be cut short, a pass of another model is not begun.
+                left_s = stages.left(deadline_s) if scored == wanted else 0.0
+                found = retrieve(ranker, user, request, left_s)
+                if found.hurried:
+                    degraded.append("fewer_candidates")
                 candidates = found.track_ids_C.tolist()
                 ranking = self._ranking(
                     ranker, user, candidates, scored, degraded, stages, deadline_s
                 )
                 shown = choose(ranker, found, ranking, request)
         # A made-up user's listens say nothing of how fresh the store is.
-        newest_us = None if request.user_id is None else user.newest_us
+        newest_us = None if user_id is None else user.newest_us
         self._answered("recommend", ranker, user, ranking, degraded, stages, traceparent, newest_us)
         return Recommendation(ranker=ranker, ranking=ranking, degraded=degraded, shown=shown)
 
@@ -173,7 +185,7 @@ class RankingService:
         affordable = self.pressure.affordable(scored, stages.left(deadline_s))
         if affordable == 0:
             degraded.append("popularity")
-        elif affordable < len(candidates):
+        elif affordable < len(candidates) and "fewer_candidates" not in degraded:
             degraded.append("fewer_candidates")
         began = time.perf_counter()
         ranking = ranker.ranking(user, candidates, scored=affordable)
@@ -234,9 +246,11 @@ class RankingService:
         return (own if asked_ms is None else min(asked_ms, own)) / 1e3
 
     @contextmanager
-    def _admitted(self, route: str, candidates: int, deadline_s: float) -> Iterator[int]:
+    def _admitted(
+        self, route: str, candidates: int, deadline_s: float, beside_s: float = 0.0
+    ) -> Iterator[int]:
         try:
-            with self.pressure.taken(candidates, deadline_s) as scored:
+            with self.pressure.taken(candidates, deadline_s, beside_s) as scored:
                 yield scored
         except Overloaded as error:
             self.metrics.rejected(error.counted)

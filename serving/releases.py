@@ -3,6 +3,7 @@
     crescendo release [--model-id MODEL]                   checks a triple, makes it the live one
     crescendo release [--model-id MODEL] --canary SHARE    ... serves it to this share of the users
     crescendo release [--model-id MODEL] --shadow          ... scores with it beside the live one
+    crescendo release ... --retriever RETRIEVER            ... which proposes tracks to `recommend`
     crescendo promote                                      makes the canary the live release
     crescendo withdraw                                     drops canary and shadow
     crescendo rollback                                     back to the release before, no canary
@@ -24,6 +25,7 @@ from feature_repo import schema
 from feature_repo.artifacts import content_id, newest, read_manifest, write_json
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
+from serving.retriever_choice import CANDIDATES, choose_retriever
 
 CURRENT = "CURRENT"
 CANARY = "CANARY"
@@ -43,6 +45,13 @@ class Release:
     created_at: str
     replaces: str | None
     """The release that was live when this one was made: where a rollback goes."""
+    retriever_model_id: str | None = None
+    """The model that `recommend` asks for tracks, beside its other sources. A release from before
+    there were any has none, and its JSON no such field."""
+    retriever_sha256: str | None = None
+    """Of its weights, as `feature_repo.mme_sid_reader` says."""
+    candidates_view: str | None = None
+    """The feature view that its candidates are read from; None: the replica runs the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +78,14 @@ def make_release(
     workspace: Workspace,
     model_id: str | None = None,
     *,
+    retriever_model_id: str | None = None,
     canary_share: float | None = None,
     shadow: bool = False,
 ) -> dict[str, Any]:
     """Checks that model, generation and features fit, and makes the release live.
+
+    `retriever_model_id`: of a trained mme_sid model, checked and used as `retriever_choice` says;
+    without it the release has none, whatever the live one has.
 
     With `canary_share` it goes to that share of the users, with `shadow` to nobody: it is scored
     and compared. Both take the place of an earlier one and need a live release beside them. A
@@ -87,8 +100,13 @@ def make_release(
     if canary_share is not None:
         Canary(release_id="", share=canary_share)  # refuses the share before anything is written
     if model_id is None:
-        model_id = newest(workspace.models, kind="model", made_by="train").id
+        model_id = newest(workspace.models, kind="model", made_by="train", option="ranker").id
     model = read_manifest(workspace.models / model_id, kind="model", made_by="train")
+    if "ranker" not in model.options:
+        raise InputError(
+            f"model {model_id} is a retriever, which ranks nothing; give a ranker as --model-id "
+            f"and this one as --retriever {model_id}"
+        )
     generation_id = model.parents["generation"]
     generation = read_manifest(
         workspace.generations / generation_id, kind="generation", made_by="quantize"
@@ -101,7 +119,12 @@ def make_release(
                 f"{generation_id} has {generation.info[name]}; run `crescendo train` on it"
             )
     model_sha256 = model.files["model.safetensors"]
-    release_id = content_id("release", model_id, model_sha256, generation_id)
+    parts = [model_id, model_sha256, generation_id]
+    retriever = None
+    if retriever_model_id is not None:
+        retriever = choose_retriever(workspace, retriever_model_id, generation_id)
+        parts.append(asdict(retriever))
+    release_id = content_id("release", *parts)
     previous = current_release_id(workspace)
     release = Release(
         release_id=release_id,
@@ -111,6 +134,7 @@ def make_release(
         feature_service=schema.ranker_service_name(release_id),
         created_at=datetime.now(UTC).isoformat(),
         replaces=previous if previous != release_id else _replaced_by(workspace, release_id),
+        **({} if retriever is None else asdict(retriever)),
     )
     beside = canary_share is not None or shadow
     if beside and release_id == live_release(workspace).release_id:
@@ -118,7 +142,7 @@ def make_release(
             f"release {release_id} of model {model_id} is live: it cannot be its own canary or "
             "shadow; give another --model-id"
         )
-    _register_service(workspace, release, model.info["features"])
+    _register_service(workspace, release, read_features(release, model.info["features"]))
     write_json(workspace.releases / f"{release_id}.json", asdict(release))
     if canary_share is not None:
         canary = Canary(release_id=release_id, share=canary_share)
@@ -221,6 +245,13 @@ def read_release(workspace: Workspace, release_id: str) -> Release:
         ) from error
 
 
+def read_features(release: Release, of_model: Sequence[str]) -> list[str]:
+    """`view:feature` of all that a request reads of a user, and of the tracks' counts."""
+    view = release.candidates_view
+    candidates = [] if view is None else [f"{view}:{name}" for name in CANDIDATES]
+    return [*of_model, *candidates]
+
+
 def _plain(value: Any) -> Any:
     """JSON brings tuples back as lists: compare both as lists."""
     return list(value) if isinstance(value, list | tuple) else value
@@ -231,7 +262,7 @@ def _replaced_by(workspace: Workspace, release_id: str) -> str | None:
 
 
 def _register_service(workspace: Workspace, release: Release, features: Sequence[str]) -> None:
-    """Registers the service that holds `features`, `view:feature` of the model, and its IDs."""
+    """Registers the service that holds `features`, each `view:feature`, and the model's IDs."""
     from feature_repo.feature_definitions import ranker_service
     from feature_repo.store import apply, find_view, open_store
 

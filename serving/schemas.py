@@ -18,9 +18,11 @@ Degradation = Literal["user_unavailable", "user_stale", "fewer_candidates", "pop
 """What was given up for an answer in time:
 
 user_unavailable   the online store did not answer: ranked as for a user without listens
-user_stale         the user's row is older than features may be (`feature_repo.freshness`)
+user_stale         the user's row is older than features may be (`feature_repo.freshness`), or the
+                   candidates scored for the user are older than the listens by more than two days
 fewer_candidates   under load: the request's first candidates were scored, the others follow by
-                   popularity, without a score
+                   popularity, without a score; or a recommendation had no time for the release's
+                   retriever model, and the other sources filled its places
 popularity         no time was left for the model: all are ordered by popularity, without scores
 """
 
@@ -88,7 +90,7 @@ class RankResponse(BaseModel):
 
 class RecommendedTrack(RankedTrack):
     sources: list[str]
-    """Which retrievals proposed it: vectors, prefix, popular, new."""
+    """Which retrievals proposed it: vectors, prefix, popular, new, mme_sid."""
 
 
 class RecommendResponse(BaseModel):

@@ -4,6 +4,8 @@
     user, other = rows.read([7, 8])
     user.track_ids_L
 
+The candidates of a retriever model are one view more in the same round trip.
+
 Writes `<workspace>/served_reads/user_sequence/` (`feature_repo.read_log`). Counts are not kept:
 the row of a day is there some time after its midnight, and of the reads in between the audit would
 say that they are unequal.
@@ -13,7 +15,7 @@ Shape suffixes: L listens of one user, N users.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +29,9 @@ from feature_repo.store import read_online
 from feature_repo.stores.packed_columns import Column
 from feature_repo.stores.packed_store import PackedOnlineStore
 from feature_repo.workspace import Workspace
+from serving.retriever_choice import CANDIDATES
+
+LISTS = (*schema.SEQUENCE_COLUMNS, schema.CANDIDATE_TRACK_IDS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +47,11 @@ class UserRow:
     newest_us: int
     """When the newest listen in the row was, microseconds since 1970; 0 where none is known, or
     where the store does not say (only the packed stores do)."""
+    expected_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """int64: tracks that `crescendo score-users` brought online for the user, best first; (0,)
+    where there are none, or where the release does not read them."""
+    expected_us: int = 0
+    """When they were scored, microseconds since 1970; 0 where there are none."""
 
 
 def made_up_user(history: Sequence[int], moment_us: int) -> UserRow:
@@ -61,7 +71,8 @@ def made_up_user(history: Sequence[int], moment_us: int) -> UserRow:
 class UserRows:
     """Reads the features of one release's users.
 
-    `features`: `view:feature` of `user_sequence`, its track ids among them, and of `user_stats`.
+    `features`: `view:feature` of `user_sequence`, its track ids among them, of `user_stats`, and of
+    one view of candidates (CANDIDATES), if any.
     `logged_share` is the share of users whose reads are kept (0: none). Only the packed stores
     say when a row was written, so with another one it has to be 0 (InputError).
     """
@@ -92,13 +103,17 @@ class UserRows:
             columns, newest_us = self._read_packed(self._reader, np.array(user_ids))
         track_ids = columns[schema.SEQUENCE_TRACK_IDS]
         listened_us = columns.get(schema.SEQUENCE_TIMESTAMPS, [()] * len(user_ids))
-        counted = [name for name in columns if name not in schema.SEQUENCE_COLUMNS]
+        counted = [name for name in columns if name not in (*LISTS, *CANDIDATES)]
+        expected = columns.get(schema.CANDIDATE_TRACK_IDS, [()] * len(user_ids))
+        expected_us = columns.get(schema.CANDIDATES_MADE_AT, [0] * len(user_ids))
         return [
             UserRow(
                 track_ids_L=np.asarray(track_ids[n], dtype=np.int64),
                 listened_us_L=np.asarray(listened_us[n], dtype=np.int64),
                 counts={name: columns[name][n] for name in counted},
                 newest_us=newest_us[n],
+                expected_N=np.asarray(expected[n], dtype=np.int64),
+                expected_us=expected_us[n],
             )
             for n in range(len(user_ids))
         ]
@@ -117,7 +132,7 @@ class UserRows:
         found: dict[str, Sequence[Any]] = {}
         for name in map(_column, self._features):
             # None, except that Feast's Redis store has an empty list of an absent user.
-            nothing = () if name in schema.SEQUENCE_COLUMNS else 0
+            nothing = () if name in LISTS else 0
             found[name] = [value or nothing for value in rows[name]]
         return found
 

@@ -7,15 +7,14 @@ import typer
 
 from feature_repo.errors import InputError
 from ray_jobs.commands.options import (
-    Codes,
     Generation,
-    Levels,
     Mapping,
     MaxRejected,
     Source,
     SourcePath,
     answer,
     names,
+    whole_numbers,
 )
 
 
@@ -39,37 +38,108 @@ def embed(
     context: typer.Context,
     modality: Annotated[str, typer.Option(help="text, audio or another name.")],
     encoder: Annotated[
-        str, typer.Option(help="spectral, vectors, or a Hugging Face encoder's package name.")
+        str,
+        typer.Option(
+            help="spectral, vectors, mert, baichuan, hf-audio, hf-text, or an installed package "
+            "that carries a text encoder."
+        ),
     ],
     encoder_path: Annotated[
-        Path | None, typer.Option(help="Local folder of the Hugging Face encoder.")
+        Path | None, typer.Option(help="Local folder of mert, baichuan, hf-audio or hf-text.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Text: tokens of a track that are read.")] = 256,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="mert, hf-audio: states side by side, such as 6 or 0,6,12; the middle one when "
+            "not given."
+        ),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="Processes of the model stage.")] = None,
+    decoders: Annotated[int | None, typer.Option(help="Processes that decode or tokenise.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Tracks that go through the stages together.")
+    ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="One GPU an actor; by default where there is one."),
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Do the tracks again that failed.")
     ] = False,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Measure the stages on a sample; write nothing.")
+    ] = False,
 ) -> None:
     """Embedding vectors of the tracks that have none yet or have changed."""
     from ray_jobs.embed import EmbedOptions, embed
+    from ray_jobs.embed_benchmark import benchmark as measure
 
     options = EmbedOptions(
-        modality=modality, encoder=encoder, encoder_path=encoder_path, retry_errors=retry_errors
+        modality=modality,
+        encoder=encoder,
+        encoder_path=encoder_path,
+        max_tokens=max_tokens,
+        layers=None if layers is None else whole_numbers("layers", layers),
+        actors=actors,
+        decoders=decoders,
+        batch_size=batch_size,
+        gpu=gpu,
+        retry_errors=retry_errors,
     )
-    answer(embed(context.obj, options))
+    answer(measure(context.obj, options) if benchmark else embed(context.obj, options))
+
+
+def convert_encoder(
+    kind: Annotated[str, typer.Option(help="mert or baichuan.")],
+    source: Annotated[Path, typer.Option("--from", help="Folder of the model as published.")],
+    target: Annotated[Path, typer.Option("--to", help="Folder to write.")],
+) -> None:
+    """Published encoder weights -> safetensors and a plain config, without remote code."""
+    from ray_jobs.convert_encoder import ConvertOptions, convert_encoder
+
+    answer(convert_encoder(ConvertOptions(kind=kind, source=source, target=target)))
 
 
 def quantize(
     context: typer.Context,
-    method: Annotated[str, typer.Option(help="psrq, rq_kmeans, vq, pq or rq_vae.")] = "psrq",
+    method: Annotated[
+        str, typer.Option(help="psrq, rq_kmeans, vq, pq, rq_vae or mm_rq_vae.")
+    ] = "psrq",
     modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "text,audio",
-    levels: Levels = 3,
-    codes: Codes = 128,
+    levels: Annotated[int | None, typer.Option(help="Codes in an ID; 3, of mm_rq_vae 4.")] = None,
+    codes: Annotated[
+        int | None, typer.Option(help="Codes in a codebook; 128, of mm_rq_vae 256.")
+    ] = None,
     prefix_weight: Annotated[
         str, typer.Option(help="psrq: auto or a number; 1 is the paper.")
     ] = "auto",
-    epochs: Annotated[int, typer.Option(help="rq_vae: passes over the tracks.")] = 100,
+    epochs: Annotated[int, typer.Option(help="rq_vae, mm_rq_vae: passes over the tracks.")] = 100,
+    hidden: Annotated[
+        str, typer.Option(help="mm_rq_vae: widths of hidden layers; the paper 4096,4096,4096.")
+    ] = "512,256",
+    batch_size: Annotated[
+        int, typer.Option(help="mm_rq_vae: tracks of one step, of all workers together.")
+    ] = 1024,
+    reconstruction: Annotated[str, typer.Option(help="mm_rq_vae: mmd (the paper) or mse.")] = "mmd",
+    alignment: Annotated[
+        str, typer.Option(help="mm_rq_vae: infonce (the paper), mmd or none.")
+    ] = "infonce",
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            help="mm_rq_vae: modality that others are aligned with; collaborative, or the first."
+        ),
+    ] = None,
+    distillation_weight: Annotated[
+        float,
+        typer.Option(help="mm_rq_vae: draws the sum of a track's codes to what was quantized."),
+    ] = 0.0,
     balance: Annotated[
         float | None,
-        typer.Option(help="Largest share of a code over the even share; not for rq_vae."),
+        typer.Option(
+            help="Largest share of a code over the even share; not for rq_vae and mm_rq_vae."
+        ),
     ] = None,
     collisions: Annotated[
         str | None,
@@ -85,13 +155,14 @@ def quantize(
     preprocess: Annotated[str, typer.Option(help="none, l2, standard or whiten.")] = "l2",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[
-        int, typer.Option(help="psrq, rq_kmeans, vq: Ray Train workers that split the tracks.")
+        int,
+        typer.Option(help="psrq, rq_kmeans, vq, mm_rq_vae: Ray Train workers that share the fit."),
     ] = 1,
     seed: int = 0,
 ) -> None:
     """Fits the codebooks of all families and assigns a generation of semantic IDs."""
     from ray_jobs.quantize import quantize
-    from ray_jobs.quantize_options import QuantizeOptions
+    from ray_jobs.quantize_options import QuantizeOptions, default_sizes
 
     try:
         weight: Any = prefix_weight if prefix_weight == "auto" else float(prefix_weight)
@@ -99,13 +170,20 @@ def quantize(
         raise InputError(
             f"prefix_weight must be auto or a number, got {prefix_weight!r}"
         ) from error
+    usual_levels, usual_codes = default_sizes(method)
     options = QuantizeOptions(
         method=method,
         modalities=names(modalities),
-        levels=levels,
-        codes=codes,
+        levels=usual_levels if levels is None else levels,
+        codes=usual_codes if codes is None else codes,
         prefix_weight=weight,
         epochs=epochs,
+        hidden=whole_numbers("hidden", hidden),
+        batch_size=batch_size,
+        reconstruction=reconstruction,
+        alignment=alignment,
+        anchor=anchor,
+        distillation_weight=distillation_weight,
         balance=balance,
         collisions=collisions,
         sample_rows=sample_rows,

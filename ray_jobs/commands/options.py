@@ -26,7 +26,10 @@ Models = Annotated[str, typer.Option(help="Comma-separated; the first is the bas
 Seeds = Annotated[int, typer.Option(help="Runs of each model.")]
 Source = Annotated[
     str,
-    typer.Option(help="hetrec-spotify, 30music-subset, tiktok-mm, music4all, demo-world or table."),
+    typer.Option(
+        help="hetrec-spotify, 30music-subset, tiktok-mm, amazon-beauty, music4all, demo-world or "
+        "table."
+    ),
 ]
 SourcePath = Annotated[Path, typer.Option("--path", help="Folder of the source.")]
 Mapping = Annotated[

@@ -16,6 +16,9 @@ tokens = typer.Typer(help="Bearer tokens of a server.", no_args_is_help=True)
 def release(
     context: typer.Context,
     model_id: ModelId = None,
+    retriever: Annotated[
+        str | None, typer.Option(help="Trained mme_sid model that proposes tracks to recommend.")
+    ] = None,
     canary: Annotated[
         float | None, typer.Option(help="Serve it to this share of the users only.")
     ] = None,
@@ -26,7 +29,15 @@ def release(
     """Checks that model, generation and features fit, and makes them the live release."""
     from serving.releases import make_release
 
-    answer(make_release(context.obj, model_id, canary_share=canary, shadow=shadow))
+    answer(
+        make_release(
+            context.obj,
+            model_id,
+            retriever_model_id=retriever,
+            canary_share=canary,
+            shadow=shadow,
+        )
+    )
 
 
 def promote(context: typer.Context) -> None:

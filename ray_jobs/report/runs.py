@@ -79,13 +79,24 @@ class Compared:
         return kinds
 
 
+def _is_ranker(workspace: Workspace, model_id: str) -> bool:
+    """Whether the report compares it: an MME-SID model ranks no impressions."""
+    try:
+        manifest = read_manifest(
+            workspace.models / model_id, kind="model", made_by="train", verify=False
+        )
+    except ArtifactError:
+        return True  # reading it says what is wrong
+    return manifest.options.get("model") != "mme_sid"
+
+
 def read_compared(workspace: Workspace, study: dict[str, Any] | None) -> Compared:
     """The models of the study, all models without one; damaged ones become notes."""
     if study is not None:
         ids = [name for summary in study["models"].values() for name in summary["model_ids"]]
     else:
         ids = sorted(path.parent.name for path in workspace.models.glob(f"*/{MANIFEST}"))
-        ids = [name for name in ids if not name.startswith(".")]
+        ids = [name for name in ids if not name.startswith(".") and _is_ranker(workspace, name)]
     runs, notes = [], []
     for model_id in ids:
         try:

@@ -25,6 +25,7 @@ from feature_repo.artifacts import MANIFEST, parquet_files, read_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from models.batch import ItemTable
+from serving.mme_sid_source import MmeSidSource
 from serving.releases import Release
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.track_facts import TrackFacts
@@ -62,6 +63,10 @@ class ReleaseRetriever:
     vectors: Vectors
     tracks: Signature
     """Of the files of the table of tracks."""
+    mme_sid: MmeSidSource | None
+    """The release's retriever model; None where it has none, or where what it proposes is read."""
+    proposed_share: float
+    """Of the model's tracks, those that may be proposed: the generation's that are listed."""
     made_at: float
     """On the monotonic clock."""
 
@@ -77,10 +82,13 @@ class ReleaseRetriever:
         """`items` as the release's ranker holds them.
 
         `like`: of a release that is loaded already; if it has the same generation, its index is
-        shared. Where vectors cannot be read, as while `crescendo embed` replaces them,
-        recommendations go on without: `retriever.sizes["vectors"]` is 0, the log has the reason.
-        InputError where Faiss is not installed, ArtifactError where the generation is not whole.
+        shared, if it has the same retriever model, that. Where vectors cannot be read, as while
+        `crescendo embed` replaces them, recommendations go on without: `retriever.sizes["vectors"]`
+        is 0, the log has the reason.
+        InputError where Faiss is not installed, ArtifactError where the generation is not whole or
+        the retriever model cannot be run.
         """
+        mme_sid = _read_mme_sid(workspace, release, like)
         if like is not None and like.release.generation_id != release.generation_id:
             like = None
         folder = workspace.generations / release.generation_id
@@ -90,12 +98,18 @@ class ReleaseRetriever:
         facts = TrackFacts.read(workspace, release, items.track_ids_I)
         vectors = _read_vectors(workspace, release, items.track_ids_I[facts.listed_I], like)
         joint = families.index(schema.JOINT) if schema.JOINT in families else 0
+        proposed_share = 1.0
+        if mme_sid is not None:
+            listed_N = items.track_ids_I[facts.listed_I]
+            proposed_share = float(np.isin(mme_sid.track_ids_V, listed_N).mean())
         return cls(
             workspace=workspace,
             release=release,
             retriever=Retriever(items, joint, facts, vectors.index),
             vectors=vectors,
             tracks=tracks,
+            mme_sid=mme_sid,
+            proposed_share=proposed_share,
             made_at=time.monotonic(),
         )
 
@@ -111,6 +125,21 @@ class ReleaseRetriever:
     def refreshed(self, items: ItemTable) -> "ReleaseRetriever":
         """With the ranker's items as they are now. Raises what `load` does; this one stays good."""
         return ReleaseRetriever.load(self.workspace, self.release, items, like=self)
+
+
+def _read_mme_sid(
+    workspace: Workspace, release: Release, like: ReleaseRetriever | None
+) -> MmeSidSource | None:
+    if release.retriever_model_id is None or release.candidates_view is not None:
+        return None
+    if (
+        like is not None
+        and like.mme_sid is not None
+        and like.release.retriever_model_id == release.retriever_model_id
+        and like.release.retriever_sha256 == release.retriever_sha256
+    ):
+        return like.mme_sid
+    return MmeSidSource.load(workspace, release)
 
 
 def _read_vectors(

@@ -1,7 +1,8 @@
-"""Candidates for a user from four sources: near vectors, shared ID prefixes, popular, new.
+"""Candidates for a user: near vectors, shared ID prefixes, popular, new, and a retriever model's.
 
     retriever = Retriever(items, joint, facts, vectors)    # or: release_retriever.py
     found = retriever.candidates(user.track_ids_L, RetrievalOptions())
+    found = retriever.candidates(user.track_ids_L, RetrievalOptions(**WITH_MME_SID), expected_N)
     places = retriever.diversify(ranked_track_ids_N, 20, max_per_artist=2)
 
 A retriever never changes, so any thread may use it.
@@ -39,6 +40,8 @@ class Candidates:
     the first ones are a fair choice."""
     sources_C: np.ndarray
     """uint8: the sum of 1 << place in SOURCES over the sources that propose the track."""
+    hurried: bool = False
+    """No time was left to ask the release's retriever model."""
 
     def sources(self, place: int) -> list[str]:
         """The names of the sources that propose one candidate."""
@@ -78,10 +81,17 @@ class Retriever:
         }
         """Tracks that each source can propose: 0 tells one that has nothing to work with."""
 
-    def candidates(self, history_L: np.ndarray, options: RetrievalOptions) -> Candidates:
+    def candidates(
+        self,
+        history_L: np.ndarray,
+        options: RetrievalOptions,
+        expected_N: np.ndarray | None = None,
+    ) -> Candidates:
         """At most `options.total` tracks for a user with these listens, newest last.
 
-        Listens of tracks that the item table does not hold count for nothing.
+        Listens of tracks that the item table does not hold count for nothing. `expected_N`: track
+        ids that a retriever model proposes, best first; those that left the catalogue or are not
+        in the item table are left out.
         """
         rows_H = self._known_rows(history_L)
         seen_T = rows_H[:0] if options.include_seen else np.sort(rows_H)
@@ -91,6 +101,7 @@ class Retriever:
             "prefix": self._prefixes.nearest(asked_H, options.prefix, seen_T),
             "popular": _first(self._facts.popular_N, options.popular, seen_T),
             "new": _first(self._facts.newest_N, options.new, seen_T),
+            "mme_sid": self._listed(expected_N, options.mme_sid, seen_T),
         }
         rows_C, sources_C = _merged(found, options)
         for name, order_N in (("popular", self._facts.popular_N), ("new", self._facts.newest_N)):
@@ -132,6 +143,13 @@ class Retriever:
             return np.empty(0, dtype=np.int64)
         rows_L, known_L = find_rows(self.items.track_ids_I, track_ids_L)
         return rows_L[known_L]
+
+    def _listed(self, track_ids_N: np.ndarray | None, count: int, seen_T: np.ndarray) -> np.ndarray:
+        """Rows (N,) of the first `count` of these tracks that may be proposed, in their order."""
+        if track_ids_N is None or not count:
+            return np.empty(0, dtype=np.int64)
+        rows_N = self._known_rows(track_ids_N)
+        return _first(rows_N[self._facts.listed_I[rows_N]], count, seen_T)
 
     def _near(self, rows_H: np.ndarray, count: int, seen_T: np.ndarray) -> np.ndarray:
         """Rows (N,), those nearest to the mean of the listens' vectors first.

@@ -15,7 +15,8 @@ def objects():
         definitions.taste_service(sequence, stats[0]),
         definitions.ranker_service("rel-a", [sequence[[schema.SEQUENCE_TRACK_IDS]]], semantic_ids),
     ]
-    return [semantic_ids, sequence, *stats], services
+    collaborative = definitions.collaborative_view("features")
+    return [semantic_ids, sequence, *stats, collaborative], services
 
 
 def test_everything_has_a_description_an_owner_and_tags():

@@ -43,6 +43,25 @@ def test_steps_follow_the_work_ahead():
         assert all_again == 1000
 
 
+def test_what_a_request_costs_beside_its_candidates_is_work_ahead():
+    p = pressure()
+    with p.taken(0, DEADLINE_S, 0.024):  # a quarter of the deadline nearly
+        with p.taken(1000, DEADLINE_S) as scored:
+            assert scored == 1000
+        with p.taken(0, DEADLINE_S, 0.012), p.taken(1000, DEADLINE_S) as scored:
+            assert scored == 500
+        with p.taken(0, DEADLINE_S, 0.027):
+            assert is_refused(p)
+    assert not is_refused(p)
+    for _ in range(200):
+        with p.taken(0, DEADLINE_S, 0.02):
+            pass
+    with p.arriving(), p.arriving():
+        assert not p.is_hopeless()
+        with p.arriving():
+            assert p.is_hopeless()  # three times twenty and a half
+
+
 def test_small_requests_are_never_cut():
     p = pressure()
     with p.taken(2000, 0.06), p.taken(100, 0.06) as scored:

@@ -1,5 +1,7 @@
 """Candidates of a made-up catalogue against plain Python, and the hard cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.batch import MISSING_CODE, ItemTable
 from serving.retrieval.diversity import UNKNOWN
-from serving.retrieval.options import SOURCES, RetrievalOptions
+from serving.retrieval.options import SOURCES, WITH_MME_SID, RetrievalOptions
 from serving.retrieval.retriever import Candidates, Retriever
 from serving.retrieval.track_facts import TrackFacts
 from serving.retrieval.vector_index import VectorIndex
@@ -116,13 +118,14 @@ def test_places_that_a_source_leaves_go_to_popular_and_new(retriever):
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(0, TRACKS + 50), max_size=60),
-    st.tuples(*[st.integers(0, 40)] * 4).filter(any),
+    st.tuples(*[st.integers(0, 40)] * len(SOURCES)).filter(any),
+    st.lists(st.integers(0, TRACKS + 50), max_size=60, unique=True),
     st.booleans(),
 )
-def test_promises_of_any_request(retriever, history, quotas, include_seen):
+def test_promises_of_any_request(retriever, history, quotas, expected, include_seen):
     named_quotas = dict(zip(SOURCES, quotas, strict=True))
     options = RetrievalOptions(**named_quotas, include_seen=include_seen)
-    found = retriever.candidates(ids(history), options)
+    found = retriever.candidates(ids(history), options, ids(expected))
     assert len(found.track_ids_C) == len(found.sources_C) <= options.total
     assert len(set(found.track_ids_C.tolist())) == len(found.track_ids_C)
     assert retriever.items.knows(found.track_ids_C).all()
@@ -131,10 +134,36 @@ def test_promises_of_any_request(retriever, history, quotas, include_seen):
     assert all(found.sources(place) for place in range(len(found.track_ids_C)))
     assert len(named(found, "vectors")) <= options.vectors
     assert len(named(found, "prefix")) <= options.prefix
+    assert len(named(found, "mme_sid")) <= options.mme_sid
+    assert named(found, "mme_sid") <= set(ids(expected).tolist())
     for source, quota in named_quotas.items():
         assert quota or not named(found, source)
     if options.popular and options.new:
         assert len(found.track_ids_C) == options.total
+
+
+def test_what_a_retriever_model_expects_is_proposed_in_its_order():
+    listed_I = np.ones(TRACKS, dtype=bool)
+    listed_I[[8, 30]] = False
+    retriever = retriever_of(listed_I=listed_I)
+    expected = [200, 8, 3, 250, TRACKS + 5, 30, 9, 77, 100]
+    options = RetrievalOptions(vectors=0, prefix=0, popular=2, new=0, mme_sid=4)
+    found = retriever.candidates(ids([3, 120]), options, ids(expected))
+    # Not what left the catalogue (8, 30), is unknown, or was heard (3).
+    own = [track for track in found.track_ids_C.tolist() if track in named(found, "mme_sid")]
+    assert own == ids([200, 250, 9, 77]).tolist()
+    assert len(found.track_ids_C) == options.total
+    heard = replace(options, include_seen=True)
+    found = retriever.candidates(ids([3, 120]), heard, ids(expected))
+    assert named(found, "mme_sid") == set(ids([200, 3, 250, 9]).tolist())
+    without = retriever.candidates(ids([3, 120]), options)
+    assert not named(without, "mme_sid")
+    assert len(without.track_ids_C) == options.total  # popular ones fill its places
+
+
+def test_shares_with_a_retriever_model_cost_the_ranker_no_more():
+    assert RetrievalOptions(**WITH_MME_SID).total == RetrievalOptions().total
+    assert RetrievalOptions().mme_sid == 0
 
 
 def test_the_first_candidates_are_a_fair_choice(retriever):

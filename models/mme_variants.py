@@ -1,0 +1,76 @@
+"""The variants of MME-SID that its claims compare, each one change away from the full model.
+
+    for variant in variants_of(("collaborative", "text", "audio")): ...
+
+The full model reads every family's raw embeddings and semantic IDs; the IDs' embeddings begin as
+the quantizer's, which was trained with MMD reconstruction and contrastive alignment (paper
+section 3). Two baselines stand beside: SASRec and the most-popular list.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FULL = "full"
+SASREC = "SASRec"
+POPULAR = "most popular"
+COLLABORATIVE = "collaborative"
+GIVEN = "collaborative_given"
+"""A world's own collaborative embeddings: shown beside, for they may have seen the test items."""
+NO_IDS = "no semantic IDs"
+RANDOM_IDS = "random SID embeddings"
+MSE = "MSE reconstruction"
+NO_RECONSTRUCTION = "reconstruction off"
+NO_ALIGNMENT = "alignment off"
+MMD_ALIGNMENT = "alignment by MMD"
+DISTILLED = "distillation in the quantizer"
+CONSISTENT = "consistency in the model"
+WEIGHT = 1.0
+"""Of the distillation term in the one place or the other, where it is on."""
+
+Ids = Literal["none", "random", "initialised"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How one model of the study differs."""
+
+    name: str
+    families: tuple[str, ...]
+    ids: Ids = "initialised"
+    """Whether semantic IDs are read, and how their embeddings begin."""
+    quantizer: dict[str, Any] = field(default_factory=dict)
+    """What its `MmRqVaeOptions` have otherwise than the study's."""
+    consistency: float = 0.0
+
+
+def only(family: str) -> str:
+    """The name of the variant that reads one family's raw embeddings."""
+    return f"{family} only"
+
+
+def variants_of(families: tuple[str, ...], *, given: bool = False) -> tuple[Variant, ...]:
+    """The full model first, then by how much a claim needs them.
+
+    What needs two families (alignment, a model of all raw embeddings) is left out where there is
+    one. `given`: also the world's own collaborative embeddings in place of ours.
+    """
+    several = len(families) > 1
+    found = [Variant(name=FULL, families=families)]
+    found += [Variant(name=only(one), families=(one,), ids="none") for one in families]
+    if several:
+        found.append(Variant(name=NO_IDS, families=families, ids="none"))
+    found.append(Variant(name=RANDOM_IDS, families=families, ids="random"))
+    changes: dict[str, dict[str, Any]] = {MSE: {"reconstruction": "mse"}}
+    if several:
+        changes[NO_ALIGNMENT] = {"alignment": "none"}
+        changes[MMD_ALIGNMENT] = {"alignment": "mmd"}
+    changes[NO_RECONSTRUCTION] = {"reconstruction_weight": 0.0}
+    changes[DISTILLED] = {"distillation_weight": WEIGHT}
+    found += [
+        Variant(name=name, families=families, quantizer=change) for name, change in changes.items()
+    ]
+    found.append(Variant(name=CONSISTENT, families=families, consistency=WEIGHT))
+    if given:
+        swapped = tuple(GIVEN if one == COLLABORATIVE else one for one in families)
+        found.append(Variant(name="given collaborative", families=swapped))
+    return tuple(found)
