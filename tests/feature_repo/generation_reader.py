@@ -54,9 +54,7 @@ def main(root: Path, generation: str, tracks: int, stop: Path) -> None:
             print("seen", *found, flush=True)
         reads += 1
     print(
-        json.dumps(
-            {"reads": reads, "wrong": wrong, "mixed": mixed, "missed": missed, "seen": seen}
-        )
+        json.dumps({"reads": reads, "wrong": wrong, "mixed": mixed, "missed": missed, "seen": seen})
     )
 
 
