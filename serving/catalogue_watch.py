@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from serving.background import give_way
 from serving.ranker import ReleaseRanker
 
 POLL_S = 10.0
@@ -40,6 +41,7 @@ class CatalogueWatch:
             self._thread.join()
 
     def _watch(self) -> None:
+        give_way()
         while not self._stopping.wait(self._poll_s):
             for ranker in self._rankers():
                 try:

@@ -59,6 +59,7 @@ def load_app(
 
     from serving.access import Access
     from serving.app import create_app
+    from serving.background import switch_often
     from serving.catalogue_watch import CatalogueWatch
     from serving.live_releases import LiveReleases
     from serving.metrics import ServingMetrics
@@ -68,6 +69,7 @@ def load_app(
     from serving.tracing import Tracing
 
     torch.set_num_threads(1)  # replicas share the cores; one request is too small to split
+    switch_often()
     metrics = ServingMetrics()
 
     newest: ReferenceType[ReleaseRanker] | None = None

@@ -27,6 +27,7 @@ from typing import Any
 
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
+from serving.background import give_way
 from serving.ranker import Ranking, ReleaseRanker
 from serving.releases import (
     CANARY,
@@ -165,6 +166,7 @@ class LiveReleases:
         }
 
     def _watch(self) -> None:
+        give_way()
         while not self._stopping.wait(self._poll_s):
             try:
                 self.look()
