@@ -27,7 +27,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs.embed_folder import (
     KIND,
     STATE,
-    TODO,
+    TODO_FILE,
     EmbeddingFolder,
     only_writer,
     reasons,
@@ -101,8 +101,8 @@ def _embed_missing(
         sizes = connected_pools(encoder, options)
         with folder.run() as run:
             chunk = chunk_size(encoder, options)
-            write_todo(run / TODO, tracks, encoder.columns, folder.inputs, todo, chunk)
-            parts = written_parts(run / TODO, run, encoder, sizes)
+            write_todo(run / TODO_FILE, tracks, encoder.columns, folder.inputs, todo, chunk)
+            parts = written_parts(run / TODO_FILE, run, encoder, sizes)
             for part in shown(parts, f"embed {options.modality}", len(todo), rates):
                 folder.add(run / part["part"])
     if not folder.have.all():

@@ -24,7 +24,7 @@ from feature_repo.errors import InputError
 from feature_repo.schema import TRACK_ID
 from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
-from ray_jobs.embed_folder import TODO
+from ray_jobs.embed_folder import TODO_FILE
 from ray_jobs.embed_options import EmbedOptions
 from ray_jobs.embed_run import Pools, Rates, chunk_size, pools, written_parts
 from ray_jobs.encoders.choose import make_encoder
@@ -145,20 +145,20 @@ def pipeline_rate(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pq.write_table(tracks, folder / TODO, row_group_size=chunk)
+        pq.write_table(tracks, folder / TODO_FILE, row_group_size=chunk)
         chunks = -(-tracks.num_rows // chunk)
         if chunks < 3:
             raise InputError(
                 f"{tracks.num_rows} tracks in chunks of {chunk}: expected three chunks"
             )
-        before = _bare_seconds(encoder, folder / TODO, chunks, gpu=gpu)
+        before = _bare_seconds(encoder, folder / TODO_FILE, chunks, gpu=gpu)
         sizes = Pools(actors=1, decoders=decoders, gpu=gpu)
         with ray_session():
             ends: list[tuple[float, int]] = []
-            for part in written_parts(folder / TODO, folder, encoder, sizes):
+            for part in written_parts(folder / TODO_FILE, folder, encoder, sizes):
                 ends.append((time.perf_counter(), part["tracks"]))
         # On both sides of it: other processes may have come or gone.
-        after = _bare_seconds(encoder, folder / TODO, chunks, gpu=gpu)
+        after = _bare_seconds(encoder, folder / TODO_FILE, chunks, gpu=gpu)
     piped = sum(count for _, count in ends[1:]) / (ends[-1][0] - ends[0][0])
     bare = 2 * (tracks.num_rows - chunk) / (before + after)
     return {"pipeline": piped, "bare": bare, "ratio": piped / bare}

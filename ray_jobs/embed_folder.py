@@ -58,7 +58,7 @@ STATE = pa.schema(
 PART_BYTES = 64 * 2**20
 """Of a part: a kill leaves its rows in the workers' small ones, so it can be large."""
 RUN = ".run-"
-TODO = "todo.parquet"
+TODO_FILE = "todo.parquet"
 
 
 def row_schema(dim: int) -> pa.Schema:
