@@ -7,8 +7,9 @@ then in SQLite (--quick: 5 s on Redis). Events come by a Poisson process, one a 
 earlier ones are answered or not, each the first listen of a new user. From the moment at which it
 was due until a ranking that was asked for after its answer knows the user: that is the time
 measured, client, HTTP, journal, store and scoring included. A ranking that does not know the user
-yet is asked for again after 20 ms. At the end the journal is folded and counted: `lost` are events
-that were answered and are not in the log.
+yet, or that an overloaded server refuses, is asked for again after 20 ms, then 40, ... 640 ms. At
+the end the journal is folded and counted: `lost` are events that were answered and are not in the
+log.
 
 The client shares the machine, so it is made cheap, and its share of a core is printed beside the
 server's. `server_cpu_ms` is the server's time for an event and the rankings after it,
@@ -48,7 +49,7 @@ WARM_UP = 50
 FIRST_USER = 1_000_000
 CANDIDATES = list(range(1, 31))
 GIVE_UP_S = 10.0
-ASK_AGAIN_S = 0.02
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.64
 RANKINGS_ALONE = 200
 STARTS_WITHIN_S = 120.0
 SERVER = """
@@ -131,6 +132,7 @@ def measured(trained: Workspace, store: str, rate: float, seconds: float) -> dic
         "events": events,
         "lost": WARM_UP + events - folded,
         "unseen": client.unseen,
+        "refused": client.refused,
         **{f"answered_p{p}_ms": round(float(np.percentile(seen[:, 0], p)), 1) for p in (50, 95)},
         **{f"visible_p{p}_ms": round(float(np.percentile(seen[:, 1], p)), 1) for p in (50, 95, 99)},
         **client.costs(),
@@ -151,13 +153,13 @@ class Client:
         self._rankings = 0
         self.times: list[tuple[float, float]] = []
         """Seconds from its due time until the answer, and until the user is known, of an event."""
-        self.unseen = 0
+        self.unseen = self.refused = 0
 
     async def run(self, rate: float, seconds: float, server: psutil.Process) -> None:
         random = np.random.default_rng(0)
         due = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
         await asyncio.gather(*(self._event(n, 0.0) for n in range(-WARM_UP, 0)))
-        self.times, self._rankings = [], 0
+        self.times, self._rankings, self.refused = [], 0, 0
         with self._counted(server, "run"):
             started = time.perf_counter()
             tasks = []
@@ -178,23 +180,28 @@ class Client:
             "event_timestamp": datetime.now(UTC).isoformat(),
             "action": "play",
         }
-        answer = await self._post("/v1/events", {"events": [event]})
-        assert answer["rejected"] == 0, answer
+        status, answer = await self._post("/v1/events", {"events": [event]})
+        assert (status, answer.get("rejected")) == (200, 0), answer
         answered = time.perf_counter()
+        pause = FIRST_PAUSE_S
         while time.perf_counter() < answered + GIVE_UP_S:
             self._rankings += 1
             if await self._knows(user):
                 self.times.append((answered - due, time.perf_counter() - due))
                 return
-            await asyncio.sleep(ASK_AGAIN_S)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
         self.unseen += 1
 
     async def _knows(self, user: int) -> bool:
         request = {"user_id": user, "candidates": CANDIDATES}
-        return not (await self._post("/v1/rank", request))["missing"]["user"]
+        status, answer = await self._post("/v1/rank", request)
+        self.refused += status == 503
+        assert status in (200, 503), answer
+        return status == 200 and not answer["missing"]["user"]
 
-    async def _post(self, path: str, request: dict) -> dict:
-        """The answer; asked again where the connection was lost, which both routes allow."""
+    async def _post(self, path: str, request: dict) -> tuple[int, dict]:
+        """Status and answer; asked again where the connection was lost, which both routes allow."""
         body = json.dumps(request).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -213,8 +220,7 @@ class Client:
                 writer.close()
                 continue
             self._idle.append((reader, writer))
-            assert " 200 " in status, (status, answer)
-            return json.loads(answer)
+            return int(status.split()[1]), json.loads(answer)
 
     @contextmanager
     def _counted(self, server: psutil.Process, part: str):

@@ -5,7 +5,8 @@
 Recall@K of the indexes of `serving.retrieval.vector_index`, each in the settings that it is served
 with: the share of a query's K exact nearest tracks that are among its K found ones, over queries
 that are means of tracks of a few groups, as histories are. Times are CPU time of one core: of a
-build, per query, and of the 500 candidates of a whole `Retriever.candidates`.
+build, per query, and of the 500 candidates of a whole `Retriever.candidates`. `index_mb`: what
+the index itself holds, vectors included.
 Prints a line a measurement; the last line is one JSON object.
 
 Shape suffixes: N tracks, D dims, Q queries, K neighbours.
@@ -74,6 +75,7 @@ def measure(x_ND: np.ndarray, query_QD: np.ndarray, kind: str, exact_QK: np.ndar
     begin = time.process_time()
     index = vector_index.make_index(faiss, x_ND, kind)
     row: dict[str, Any] = {"kind": kind, "build_s": time.process_time() - begin}
+    row["index_mb"] = len(faiss.serialize_index(index)) / 1e6
     for k in NEIGHBOURS:
         index.search(query_QD[:5], k)
         begin = time.process_time()

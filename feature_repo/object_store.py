@@ -38,6 +38,10 @@ class Gone(Exception):
     """An object that was to be read is not there."""
 
 
+class Unchanged(Exception):
+    """A conditional read found the object that is known already."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """A small object."""
@@ -100,6 +104,8 @@ class ObjectStore:
                 raise Changed from error
             if code in ("NoSuchKey", "404"):
                 raise Gone from error
+            if code in ("NotModified", "304"):
+                raise Unchanged from error
             if code == "NoSuchBucket":
                 raise InputError(f"{self.uri}: there is no bucket {self.bucket}") from error
             raise InputError(
@@ -123,6 +129,21 @@ class ObjectStore:
             return Found(value=json.loads(body), etag=answer["ETag"], age_s=age_s)
         except json.JSONDecodeError as error:
             raise InputError(f"{self.uri}/{key} is not JSON: it is not a workspace's") from error
+
+    def is_changed(self, key: str, etag: str | None) -> bool:
+        """Whether another object than the one with this ETag (None: than none) is there now.
+
+        One request without a body, which costs the server a look at its metadata.
+        """
+        condition = {} if etag is None else {"IfNoneMatch": etag}
+        try:
+            with self._errors_said():
+                self._client.head_object(**self._at(key), **condition)
+        except Unchanged:
+            return False
+        except Gone:
+            return etag is not None
+        return True
 
     def write(self, key: str, value: dict[str, Any], *, over: str | None) -> str:
         """Writes JSON over the object with ETag `over`; None: where no object is. Returns the ETag.

@@ -97,6 +97,26 @@ def publish_now(workspace: Workspace) -> None:
     session.commit()
 
 
+def bring_up_to_date(workspace: Workspace) -> bool:
+    """Whether others published something since the copy was opened, or since the last call; then
+    it is in the copy when this returns.
+
+    For a process that reads the workspace for long: one small request where nothing changed. Files
+    are replaced whole, manifests after what they list, and what names a release last. Nothing to
+    do for a local workspace. Raises InputError in a session that writes, and where the store does
+    not answer: the copy is then as it was, or is completed by the next call.
+    """
+    if workspace.is_local:
+        return False
+    session = _sessions.get(workspace.root)
+    if session is None or not session.read_only:
+        raise InputError(
+            f"{workspace.location} is not open for reading only; a session that writes holds the "
+            "lock, so nobody else can have changed it"
+        )
+    return session.pull_if_changed()
+
+
 class _Session:
     """One copy in use."""
 
@@ -153,6 +173,14 @@ class _Session:
             f"{self.objects.uri} names files that are not there, or changes faster than it can "
             "be read; try again, and restore it from a backup if that does not help"
         )
+
+    def pull_if_changed(self) -> bool:
+        """`pull`, unless the index is the one of the last pull that was ended."""
+        known = self._index.etag if self._index else None
+        if self._state.target is None and not self.objects.is_changed(INDEX, known):
+            return False
+        self.pull()
+        return True
 
     def _fetch(self, target: Snapshot, files: Snapshot) -> None:
         wanted = {name: sha for name, sha in target.items() if files.get(name) != sha}

@@ -135,7 +135,8 @@ def merge(
 def put(root: Path, fetched: Path, names: Mapping[str, str], dropped: Iterable[str]) -> None:
     """Makes the workspace's files those of a snapshot.
 
-    `fetched` holds the contents by sha256 and is used up; `names` says which file gets which.
+    `fetched` holds the contents by sha256 and is used up; `names` says which file gets which. Who
+    reads meanwhile finds what a file names: manifests come after the rest, pointers at the end.
     """
     old = time.time_ns() - 2 * RACY_NS  # so that the next look need not read them again
     for name in dropped:
@@ -143,8 +144,8 @@ def put(root: Path, fetched: Path, names: Mapping[str, str], dropped: Iterable[s
         (root / name).unlink(missing_ok=True)
         _remove_empty(root, (root / name).parent)
     uses = Counter(names.values())
-    for name, sha256 in names.items():
-        target = root / name
+    for name in put_order(names):
+        sha256, target = names[name], root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         _forget_sqlite_log(target)
         content = fetched / sha256
@@ -156,6 +157,13 @@ def put(root: Path, fetched: Path, names: Mapping[str, str], dropped: Iterable[s
             os.fsync(stream.fileno())
         os.utime(content, ns=(old, old))
         os.replace(content, target)
+
+
+def put_order(names: Iterable[str]) -> list[str]:
+    """Content, then manifests, then pointers: files without a suffix (`releases/CURRENT`)."""
+    paths = [Path(name) for name in sorted(names)]
+    paths.sort(key=lambda path: (not path.suffix, path.name == MANIFEST))
+    return [path.as_posix() for path in paths]
 
 
 def _forget_sqlite_log(database: Path) -> None:

@@ -1,14 +1,17 @@
-"""Drops generations that nobody reads any more, and releases that are not needed any more.
+"""Drops generations and candidates that nobody reads any more, and releases that are not needed.
 
-    crescendo retire                            every generation that no one names
+    crescendo retire                            every generation and all candidates without readers
     crescendo retire --generation GENERATION    that one, or says who still reads it
     crescendo retire --release RELEASE          one that is neither live, canary, shadow nor
                                                 the way back
 
 Of a generation its online rows, its Feast view and `features/track_semantic_ids_<generation>/` go;
 `generations/<generation>/` and the codebooks stay, so `crescendo publish --generation` brings it
-back. The newest generation stays, and so does one that a release or a feature service names. Online
-rows go first and the registry's entry last: a run that was killed is finished by the next one.
+back. The newest generation stays, and so does one that a release or a feature service names. The
+same holds for the candidates of a retriever model (`features/user_candidates_<model>/`), of which
+the newest stay: their release may be still to come; the model stays, and `crescendo score-users`
+brings them back. Online rows go first and the registry's entry last: a run that was killed is
+finished by the next one.
 """
 
 import json
@@ -16,13 +19,15 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from feature_repo.artifacts import newest, recover
+from feature_repo.artifacts import MANIFEST, newest, read_manifest, recover
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.scratch import only_writer
 from feature_repo.workspace import Workspace
 from ray_jobs.progress import step
 
 GENERATION_TAG = "generation"
+MODEL_TAG = "model"
+"""Of the view of a retriever model's candidates."""
 RELEASE_TAG = "release"
 CURRENT, CANARY, SHADOW = "CURRENT", "CANARY", "SHADOW"
 
@@ -30,7 +35,7 @@ CURRENT, CANARY, SHADOW = "CURRENT", "CANARY", "SHADOW"
 @dataclass(frozen=True, kw_only=True)
 class RetireOptions:
     generation: str | None = None
-    """The generation to drop; every unused one when neither is given."""
+    """The generation to drop; every unused one, and unused candidates, when neither is given."""
     release: str | None = None
     """The release to drop. Its generation can go afterwards."""
 
@@ -43,7 +48,8 @@ class RetireOptions:
 
 
 def retire(workspace: Workspace, options: RetireOptions) -> dict[str, Any]:
-    """Returns `generations` and `releases` that were dropped, and `kept`: generation -> readers.
+    """Returns what was dropped, `generations`, `candidates` (model ids) and `releases`, and `kept`:
+    generation -> readers.
 
     Raises ArtifactError, and drops nothing, where what was asked for is still in use; InputError
     for what does not exist.
@@ -53,12 +59,9 @@ def retire(workspace: Workspace, options: RetireOptions) -> dict[str, Any]:
     store = open_store(workspace)
     if options.release is not None:
         _drop_release(workspace, store, options.release)
-        return {"generations": [], "releases": [options.release], "kept": {}}
-    views = {
-        view.tags[GENERATION_TAG]: view
-        for view in store.registry.list_feature_views(store.project, allow_cache=False)
-        if GENERATION_TAG in view.tags
-    }
+        return {"generations": [], "candidates": [], "releases": [options.release], "kept": {}}
+    registered = store.registry.list_feature_views(store.project, allow_cache=False)
+    views = {view.tags[GENERATION_TAG]: view for view in registered if GENERATION_TAG in view.tags}
     readers = _readers(workspace, store, views)
     if options.generation is not None:
         if options.generation not in views:
@@ -75,9 +78,18 @@ def retire(workspace: Workspace, options: RetireOptions) -> dict[str, Any]:
     dropped = [options.generation] if options.generation is not None else unused
     for generation_id in dropped:
         with step(f"retire {generation_id}"):
-            _drop_generation(workspace, store, views[generation_id])
+            _drop_view(workspace, store, views[generation_id])
+    candidates = [] if options.generation is not None else _unread(workspace, store, registered)
+    for view in candidates:
+        with step(f"retire {view.name}"):
+            _drop_view(workspace, store, view)
     kept = {generation: who for generation, who in readers.items() if generation not in dropped}
-    return {"generations": dropped, "releases": [], "kept": dict(sorted(kept.items()))}
+    return {
+        "generations": dropped,
+        "candidates": sorted(view.tags[MODEL_TAG] for view in candidates),
+        "releases": [],
+        "kept": dict(sorted(kept.items())),
+    }
 
 
 def _readers(workspace: Workspace, store: Any, views: dict[str, Any]) -> dict[str, list[str]]:
@@ -97,7 +109,28 @@ def _readers(workspace: Workspace, store: Any, views: dict[str, Any]) -> dict[st
     return {generation: sorted(who) for generation, who in readers.items()}
 
 
-def _drop_generation(workspace: Workspace, store: Any, view: Any) -> None:
+def _unread(workspace: Workspace, store: Any, registered: list[Any]) -> list[Any]:
+    """Views of candidates that neither a release nor a feature service names, less the newest."""
+    views = {view.name: view for view in registered if MODEL_TAG in view.tags}
+    read = {release.get("candidates_view") for release in _releases(workspace).values()}
+    for service in store.registry.list_feature_services(store.project, allow_cache=False):
+        read |= {projection.name for projection in service.feature_view_projections}
+    made_at = {
+        name: read_manifest(
+            workspace.feature_source(name),
+            kind="feature_source",
+            made_by=f"score-users --model-id {view.tags[MODEL_TAG]}",
+            verify=False,
+        ).created_at
+        for name, view in views.items()
+        if (workspace.feature_source(name) / MANIFEST).exists()
+    }
+    if made_at:
+        read.add(max(made_at, key=made_at.__getitem__))
+    return [view for name, view in views.items() if name not in read]
+
+
+def _drop_view(workspace: Workspace, store: Any, view: Any) -> None:
     online = store._get_provider().online_store
     # One view goes and none is added: nothing else in the store is touched.
     online.update(
@@ -113,7 +146,7 @@ def _drop_generation(workspace: Workspace, store: Any, view: Any) -> None:
     if source.exists():
         with only_writer(source):
             # The manifest first: a folder without one is no source.
-            (source / "manifest.json").unlink(missing_ok=True)
+            (source / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(source)
     for name in (f"{view.name}.json", f"{view.name}.progress.json"):
         (workspace.root / "materialization" / name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ a first row; a track that no generation knows yet is kept and has no IDs.
 """
 
 import asyncio
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, FailFast, Field
+from pydantic_core import to_json
 
 from feature_repo.live_events import LiveEvent, LiveEvents, Receipt
 from serving.schemas import MAX_UNKNOWN, Body
@@ -30,6 +32,9 @@ MAX_EVENTS = 1000
 RETRY_S = 1
 MAX_TOGETHER = 5000
 """Events of one sync and one write."""
+PACE_S = 0.02
+"""While requests come side by side, a group begins so long after the last one: a group costs over a
+millisecond of CPU whatever it holds, and at 200 requests a second four come meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +49,16 @@ class Together:
     """Requests that come while others are worked on go together into the next `take`.
 
     Sync to disk and write cost about as much for many events as for one, so the cost of an event
-    falls as the load grows. A thread waits for them, so that rankings go on meanwhile.
+    falls as the load grows. A thread waits for them, so that rankings go on meanwhile. Who sends
+    one request after the other never waits for company.
     """
 
     def __init__(self, live: LiveEvents) -> None:
         self._live = live
         self._waiting: deque[Waiting] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._next_at = 0.0
+        """Of `time.monotonic()`: when the next group may begin."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live-events")
 
     async def take(self, events: list[LiveEvent]) -> list[Receipt]:
@@ -65,7 +73,12 @@ class Together:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
+                began = time.monotonic()
+                if began < self._next_at:
+                    await asyncio.sleep(self._next_at - began)
+                    began = time.monotonic()
                 group = self._next_group()
+                self._next_at = began + (PACE_S if len(group) > 1 else 0.0)
                 events = [event for waiting in group for event in waiting.events]
                 try:
                     taken = iter(await loop.run_in_executor(self._thread, self._live.take, events))
@@ -129,7 +142,7 @@ def events_router(live: LiveEvents) -> APIRouter:
     together = Together(live)
 
     @router.post("/v1/events", response_model=EventsResponse)
-    async def post_events(request: EventsRequest) -> EventsResponse | JSONResponse:
+    async def post_events(request: EventsRequest) -> Response:
         try:
             receipts = await together.take(request.events)
         except OSError as error:
@@ -138,13 +151,9 @@ def events_router(live: LiveEvents) -> APIRouter:
         counts = dict.fromkeys(("accepted", "pending", "rejected"), 0)
         for receipt in receipts:
             counts[receipt.status] += 1
-        return EventsResponse(
-            **counts,
-            events=[
-                EventReceipt(event_id=r.event_id, status=r.status, reason=r.reason)
-                for r in receipts
-            ],
-        )
+        # EventsResponse as a dictionary: its objects would cost a quarter of the route.
+        told = [{"event_id": r.event_id, "status": r.status, "reason": r.reason} for r in receipts]
+        return Response(to_json({**counts, "events": told}), media_type="application/json")
 
     return router
 

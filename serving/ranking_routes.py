@@ -27,22 +27,24 @@ from serving.schemas import (
 
 TraceParent = Annotated[str, Header(max_length=128)]
 DeadlineMs = Annotated[float | None, Header(alias="X-Deadline-Ms", ge=1, le=60_000)]
+RESULT = b'{"track_id":%b,"score":%b},'
 
 
 def rank_response(
-    ranker: ReleaseRanker, user_id: int, ranking: Ranking, degraded: list[Degradation]
-) -> dict[str, Any]:
-    """RankResponse as a dictionary: five hundred pydantic objects would cost as much as scoring."""
-    return {
-        "release_id": ranker.release.release_id,
-        "user_id": user_id,
-        "results": [
-            {"track_id": track_id, "score": score}
-            for track_id, score in zip(ranking.track_ids, ranking.scores, strict=True)
-        ],
+    release_id: str, user_id: int, ranking: Ranking, degraded: list[Degradation]
+) -> bytes:
+    """RankResponse as JSON. All numbers are written by one call and then put into their places:
+    five hundred dictionaries take twice as long, as many pydantic objects as long as scoring."""
+    numbers: list[float | None] = [None] * (2 * len(ranking.track_ids))
+    numbers[::2], numbers[1::2] = ranking.track_ids, ranking.scores
+    written = to_json(numbers)[1:-1].split(b",") if numbers else []
+    results = (RESULT * len(ranking.track_ids))[:-1] % tuple(written)
+    asked = {"release_id": release_id, "user_id": user_id}
+    lacks = {
         "missing": {"user": not ranking.user_known, "tracks": ranking.unknown_track_ids},
         "degraded": degraded,
     }
+    return b'%b,"results":[%b],%b' % (to_json(asked)[:-1], results, to_json(lacks)[1:])
 
 
 def recommend_response(
@@ -86,8 +88,9 @@ def ranking_router(service: RankingService) -> APIRouter:
             answer = await service.rank(request, deadline_ms=deadline_ms, traceparent=traceparent)
         except Overloaded as error:
             return refused(error)
-        body = rank_response(answer.ranker, request.user_id, answer.ranking, answer.degraded)
-        return Response(to_json(body), media_type="application/json")
+        release_id = answer.ranker.release.release_id
+        body = rank_response(release_id, request.user_id, answer.ranking, answer.degraded)
+        return Response(body, media_type="application/json")
 
     @router.post("/v1/recommend", response_model=RecommendResponse)
     async def post_recommend(

@@ -1,5 +1,6 @@
 """Releases, the server, requests from the shell, and the server's tokens."""
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -86,9 +87,13 @@ def serve(
     log_share: Annotated[
         float, typer.Option(help="Share of users whose reads are kept for `audit`.")
     ] = 0.0,
+    remote_poll_s: Annotated[
+        float, typer.Option(help="Seconds between looks at an s3:// workspace for changes.")
+    ] = 5.0,
 ) -> None:
     """Serves the live release until it is interrupted."""
     from serving.releases import live_release
+    from serving.remote_watch import following
 
     if not 0 <= log_share <= 1:
         raise InputError(f"log_share must lie between 0 and 1, got {log_share}")
@@ -98,15 +103,16 @@ def serve(
             raise InputError("uvicorn is one process without Ray: leave --fast and --replicas out")
         from serving.uvicorn_server import serve_with_uvicorn
 
-        serve_with_uvicorn(
-            context.obj,
-            host=host,
-            port=port,
-            logged_share=log_share,
-            certificate=certificate,
-            key=key,
-            grpc_port=grpc_port,
-        )
+        with following(context.obj, every_s=remote_poll_s):
+            serve_with_uvicorn(
+                context.obj,
+                host=host,
+                port=port,
+                logged_share=log_share,
+                certificate=certificate,
+                key=key,
+                grpc_port=grpc_port,
+            )
     else:
         for name, given in (("certificate", certificate), ("key", key), ("grpc_port", grpc_port)):
             if given is not None:
@@ -115,14 +121,15 @@ def serve(
                 )
         from serving.deployment import serve_until_signal
 
-        serve_until_signal(
-            context.obj,
-            host=host,
-            port=port,
-            replicas=replicas,
-            logged_share=log_share,
-            fast=fast,
-        )
+        with following(context.obj, every_s=remote_poll_s):
+            serve_until_signal(
+                context.obj,
+                host=host,
+                port=port,
+                replicas=replicas,
+                logged_share=log_share,
+                fast=fast,
+            )
     answer({"release_id": live.release_id})
 
 
@@ -138,9 +145,9 @@ def rank(
     from serving.schemas import RankRequest
 
     request = _request(RankRequest, user_id=user, candidates=_ids("candidates", candidates))
-    ranker = ReleaseRanker(context.obj, live_release(context.obj))
-    ranking = ranker.rank(request.user_id, request.candidates)
-    answer(rank_response(ranker, request.user_id, ranking, []))
+    live = live_release(context.obj)
+    ranking = ReleaseRanker(context.obj, live).rank(request.user_id, request.candidates)
+    answer(json.loads(rank_response(live.release_id, request.user_id, ranking, [])))
 
 
 def recommend(

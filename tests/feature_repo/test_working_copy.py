@@ -15,7 +15,7 @@ import pytest
 from feature_repo.artifacts import Manifest, read_manifest, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.object_store import ObjectStore
-from feature_repo.working_copy import publish_now, working_copy
+from feature_repo.working_copy import bring_up_to_date, publish_now, working_copy
 from feature_repo.workspace import Workspace
 from feature_repo.write_lock import LOCK
 
@@ -158,6 +158,31 @@ def test_a_reader_works_beside_a_writer_and_publishes_nothing(machine, object_st
     with machine("a", read_only=True) as reader:
         assert set(models(reader)) == {"m-1", "m-2"}
         assert not (reader.root / "stray").exists()
+
+
+def test_a_reader_that_stays_follows_what_others_publish(machine):
+    def release(name: str) -> None:
+        with machine("a") as workspace:
+            write_model(workspace, name, name)
+            workspace.releases.mkdir(exist_ok=True)
+            (workspace.releases / f"{name}.json").write_text(name)
+            (workspace.releases / "CURRENT").write_text(name)
+
+    release("one")
+    with machine("a") as workspace, pytest.raises(InputError, match="not open for reading only"):
+        bring_up_to_date(workspace)
+    with machine("b", read_only=True) as workspace:
+        current = workspace.releases / "CURRENT"
+        assert (current.read_text(), bring_up_to_date(workspace)) == ("one", False)
+        inode = (workspace.models / "one" / "part-0").stat().st_ino
+        release("two")
+        assert bring_up_to_date(workspace)
+        assert (current.read_text(), set(models(workspace))) == ("two", {"one", "two"})
+        # What did not change was not fetched again, so nothing that is open was replaced.
+        assert (workspace.models / "one" / "part-0").stat().st_ino == inode
+        assert not bring_up_to_date(workspace)
+    with pytest.raises(InputError, match="not open for reading only"):
+        bring_up_to_date(workspace)
 
 
 def test_a_second_writer_is_refused_until_the_first_ends(machine):

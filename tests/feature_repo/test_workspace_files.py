@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.artifacts import REPLACED, Manifest, write_artifact
-from feature_repo.workspace_files import Seen, look, merge, snapshot
+from feature_repo.workspace_files import Seen, look, merge, put_order, snapshot
 
 NAMES = ["CURRENT", "m/manifest.json", "m/part", "m/sub/part", "t/a", "t/b", "x.db"]
 SNAPSHOTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from("123"))
@@ -63,3 +63,13 @@ def test_a_replacement_that_was_cut_off_is_no_deletion(tmp_path):
     folder.rename(holder / "m-1")
     assert snapshot(look(tmp_path, Seen())) == before
     assert folder.is_dir()
+
+
+def test_a_file_is_put_in_place_before_what_names_it():
+    names = ["releases/CURRENT", "models/m/manifest.json", "models/m/a.bin", "releases/r.json"]
+    assert put_order(names) == [
+        "models/m/a.bin",
+        "releases/r.json",
+        "models/m/manifest.json",
+        "releases/CURRENT",
+    ]

@@ -15,6 +15,7 @@ from feature_repo import feature_definitions as definitions
 from feature_repo import schema
 from feature_repo.artifacts import Manifest, write_artifact
 from feature_repo.errors import ArtifactError, InputError
+from feature_repo.online import packed_store
 from feature_repo.store import apply, open_store
 from feature_repo.workspace import Workspace
 from ray_jobs import retire as job
@@ -205,6 +206,63 @@ def test_cut_off_anywhere_the_next_run_ends_it(tmp_path, monkeypatch, step):
     assert generations_online(open_store(workspace), NEW) == [NEW] * TRACKS
     left = [path.name for path in (workspace.root / "features").iterdir()]
     assert left == [schema.semantic_ids_view_name(NEW)]
+
+
+def score(workspace: Workspace, model_id: str) -> None:
+    """The view of one retriever's candidates, its source and the row of user 1."""
+    columns = {
+        schema.USER_ID: pa.array([1]),
+        schema.EVENT_TIMESTAMP: pa.array([schema.CONTENT_SINCE], schema.TIMESTAMP),
+        schema.CANDIDATE_TRACK_IDS: pa.array([[3, 5]]),
+        schema.CANDIDATE_SCORES: pa.array([[2.0, 1.0]], pa.list_(pa.float32())),
+        schema.CANDIDATE_MODEL: pa.array([model_id]),
+        schema.CANDIDATES_MADE_AT: pa.array([1]),
+    }
+    rows = pa.table(columns)
+    name = schema.candidates_view_name(model_id)
+    with write_artifact(
+        workspace.feature_source(name), Manifest(kind="feature_source", id=name)
+    ) as partial:
+        pq.write_table(rows, partial / "part-0.parquet")
+    view = definitions.user_candidates_view((workspace.root / "features").absolute(), model_id)
+    store = open_store(workspace)
+    apply(store, [definitions.user, view])
+    packed_store(store).write_table(store.config, view, rows)
+
+
+def candidates(workspace: Workspace, model_id: str) -> list | None:
+    """Online candidates of user 1; None once their view is gone."""
+    store, name = open_store(workspace), schema.candidates_view_name(model_id)
+    if name not in {view.name for view in store.list_feature_views()}:
+        return None
+    asked = [f"{name}:{schema.CANDIDATE_TRACK_IDS}"]
+    answer = store.get_online_features(features=asked, entity_rows=[{schema.USER_ID: 1}])
+    return answer.to_dict()[schema.CANDIDATE_TRACK_IDS][0]
+
+
+def test_candidates_that_no_release_names_are_dropped(tmp_path):
+    workspace = make(tmp_path / "workspace", PACKED_SQLITE)
+    models = ["model-released", "model-served", "model-forgotten", "model-newest"]
+    for model_id in models:
+        score(workspace, model_id)
+    release(workspace, "release-1", NEW)
+    path = workspace.releases / "release-1.json"
+    view = schema.candidates_view_name("model-released")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"candidates_view": view}))
+    store = open_store(workspace)
+    served = store.get_feature_view(schema.candidates_view_name("model-served"))
+    apply(store, [definitions.FeatureService(name="another_team", features=[served])])
+    assert retire(workspace, RetireOptions(generation=OLD))["candidates"] == []
+    assert retire(workspace, RetireOptions())["candidates"] == ["model-forgotten"]
+    assert [candidates(workspace, m) for m in models] == [[3, 5], [3, 5], None, [3, 5]]
+    gone = schema.candidates_view_name("model-forgotten")
+    assert not workspace.feature_source(gone).exists()
+    with closing(sqlite3.connect(workspace.root / "online.db")) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert not any(gone in name for (name,) in tables)
+    assert retire(workspace, RetireOptions())["candidates"] == []
+    score(workspace, "model-forgotten")  # scored again: they are the newest now
+    assert retire(workspace, RetireOptions())["candidates"] == ["model-newest"]
 
 
 @pytest.mark.redis

@@ -19,6 +19,7 @@ from feature_repo.live_events import LiveEvents, Receipt
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
 from ray_jobs.publish import publish
+from serving import events as events_route
 from serving.deployment import load_app
 from serving.events import (
     MAX_EVENTS,
@@ -121,6 +122,29 @@ def test_requests_that_come_meanwhile_go_together():
         assert isinstance(receipts[2], asyncio.CancelledError)
         slow.go.release()
         assert [r.event_id for r in await together.take([listen(8)])] == [8]
+
+    asyncio.run(run())
+
+
+def test_after_a_group_the_next_one_waits_for_company(monkeypatch):
+    """And who sends one request after the other does not wait: it would take hours here."""
+
+    async def run():
+        slow = Slow()
+        together = Together(slow)
+        slow.go.release(9)
+        monkeypatch.setattr(events_route, "PACE_S", 3600.0)
+        for number in (1, 2):
+            await together.take([listen(number)])
+        monkeypatch.setattr(events_route, "PACE_S", 0.5)
+        first = asyncio.create_task(together.take([listen(3)]))
+        await asyncio.sleep(0)  # its group is under way
+        await asyncio.gather(first, together.take([listen(4)]), together.take([listen(5)]))
+        late = [asyncio.create_task(together.take([listen(n)])) for n in (6, 7)]
+        await asyncio.sleep(0)
+        late.append(asyncio.create_task(together.take([listen(8)])))
+        await asyncio.gather(*late)
+        assert slow.groups == [[1], [2], [3], [4, 5], [6, 7, 8]]
 
     asyncio.run(run())
 

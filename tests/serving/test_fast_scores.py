@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import serving.fast_scores
+from serving.attention_kernel import attention_scores, negated_columns
 from serving.fast_scores import FastScores
 from serving.score_tables import ScoreTables
 from tests.serving.random_ranker import MODELS, NUMBERS, TRACKS, of_model, random_ranker
@@ -54,6 +56,53 @@ def test_a_logit_does_not_depend_on_the_other_candidates(picked, listens):
 
 
 MCCA = made("mcca")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_catalogue_too_large_for_a_table_has_the_same_logits(model, monkeypatch):
+    tables = ScoreTables.of(*random_ranker(model))
+    tabulated = FastScores(tables)
+    monkeypatch.setattr(serving.fast_scores, "TABLE_BYTES", 0)
+    fast = FastScores(tables)
+    tracks_C = np.append(TRACKS, 999)  # one is unknown
+    logits = fast.logits(TRACKS[:50], tracks_C)
+    np.testing.assert_allclose(logits, tabulated.logits(TRACKS[:50], tracks_C), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 8, 19, 64])
+@pytest.mark.parametrize("candidates", [1, 16, 37])
+def test_attention_scores_are_the_formulas(width, candidates):
+    units, positions = 2, 5
+    rng = np.random.default_rng(width)
+
+    def drawn(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    keys_ZTN, rows_RN = drawn(units, positions, width + 3), drawn(50, units * width + 4)
+    weight_ZH, slope_ZH, bias_Z = drawn(units, width), drawn(units, width), drawn(units)
+    rows_C = rng.integers(0, 50, candidates)
+    negated_QC = np.empty((units * width, candidates), dtype=np.float32)
+    negated_columns(rows_RN, rows_C, negated_QC)
+    queries_CQ = rows_RN[rows_C, : units * width]
+    np.testing.assert_array_equal(negated_QC, -queries_CQ.T)
+
+    scores_ZTC = np.empty((units, positions, candidates), dtype=np.float32)
+    attention_scores(
+        keys_ZTN,
+        negated_QC,
+        weight_ZH * slope_ZH,
+        weight_ZH,
+        weight_ZH * (1 - slope_ZH),
+        bias_Z,
+        scores_ZTC,
+    )
+    # s = sum_h w_h PReLU(p_h + q_h) + bias, in double precision
+    p_ZTCH = keys_ZTN[:, :, None, :width].astype(np.float64)
+    q_ZTCH = queries_CQ.reshape(candidates, units, width).transpose(1, 0, 2)[:, None]
+    h_ZTCH = p_ZTCH + q_ZTCH
+    active_ZTCH = np.where(h_ZTCH > 0, h_ZTCH, slope_ZH[:, None, None] * h_ZTCH)
+    expected = (active_ZTCH * weight_ZH[:, None, None]).sum(-1) + bias_Z[:, None, None]
+    np.testing.assert_allclose(scores_ZTC, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", ["dnn", "deepfm", "sim", "transformer"])
