@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from feature_repo import schema
+from feature_repo.parquet_form import parquet_settings
 from feature_repo.stores.event_windows import EventWindows
 
 EVENTS_PER_USER = 100
@@ -68,7 +69,8 @@ def write_snapshots(folder: Path, length: int) -> None:
     kinds = pa.schema([(schema.USER_ID, pa.int64()), (schema.EVENT_TIMESTAMP, schema.TIMESTAMP)])
     kinds = pa.schema([*kinds, *fields])
     moments = np.unique(np.stack([user, seen]), axis=1)
-    with pq.ParquetWriter(folder / SNAPSHOTS / "part-0.parquet", kinds) as writer:
+    path = folder / SNAPSHOTS / "part-0.parquet"
+    with pq.ParquetWriter(path, kinds, **parquet_settings(kinds)) as writer:
         for start in range(0, moments.shape[1], 20_000):
             users, times = moments[:, start : start + 20_000]
             windows = index.last(users, times, length)
@@ -104,4 +106,5 @@ def write_log(random: np.random.Generator, folder: Path, events: int, users: int
     table = pa.table(cast, schema=schema.EVENT_LOG)
     for part in range(4):
         mine = table.filter(pa.array(arrays[0] % 4 == part))
-        pq.write_table(mine, folder / f"part-{part}.parquet", row_group_size=131_072)
+        form = parquet_settings(mine.schema)  # as `crescendo sequences` writes a log
+        pq.write_table(mine, folder / f"part-{part}.parquet", row_group_size=131_072, **form)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.artifacts import MANIFEST, REPLACED, Manifest, recover, write_artifact, write_json
 from feature_repo.errors import ArtifactError
+from feature_repo.parquet_form import parquet_settings
 from feature_repo.scratch import only_writer, scratch_folder
 from feature_repo.workspace import Workspace
 from ray_jobs.forget_manifest import count_out
@@ -219,7 +220,9 @@ def _write_without(source: Path, path: Path, target: Target) -> int:
                 parquet.metadata.row_group(0).column, range(parquet.metadata.num_columns)
             )
         }
-        with pq.ParquetWriter(path, parquet.schema_arrow, compression=compression) as writer:
+        form = parquet_settings(parquet.schema_arrow)
+        form |= {"compression": compression, "compression_level": None}
+        with pq.ParquetWriter(path, parquet.schema_arrow, **form) as writer:
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group)
                 gone = target.rows(table.select(columns))

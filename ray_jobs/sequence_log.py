@@ -27,14 +27,15 @@ import pyarrow.parquet as pq
 from feature_repo import schema
 from feature_repo.artifacts import parquet_files
 from feature_repo.errors import ArtifactError
+from feature_repo.parquet_form import parquet_settings
 from ray_jobs.progress import track
 from ray_jobs.ray_session import ray_session
 
-RAY_FROM_EVENTS = 8_000_000
+RAY_FROM_EVENTS = 10_000_000
 """Logs with fewer events are built in this process.
 
-A core takes about 3 s a million events. Ray takes about 10 s to start and to stop, and on two cores
-then half of that time: it pays from some 7 million events on.
+A core takes about 2 s a million events. Ray takes about 10 s to start and to stop, and on two cores
+then half of that time: it pays from some 10 million events on.
 """
 BLOCK_ROWS = 500_000
 """Rows of one step of `split`."""
@@ -148,7 +149,8 @@ def split(block: Block, *, buckets: int, deleted: np.ndarray, folder: str) -> li
         rows = rows.take(order)
         bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
         path = f"{folder}/{uuid4().hex}.parquet"
-        with pq.ParquetWriter(path, schema.EVENT_LOG, compression="lz4") as writer:
+        form = parquet_settings(schema.EVENT_LOG)
+        with pq.ParquetWriter(path, schema.EVENT_LOG, **form) as writer:
             for start, end in pairwise(bounds):
                 writer.write_table(rows.slice(start, end - start), row_group_size=BLOCK_ROWS)
         paths.append(path)
@@ -201,7 +203,7 @@ def sort_bucket(bucket: int, *, pieces: tuple[str, ...], folder: str) -> tuple[i
     keys = [rows[name].to_numpy() for name in reversed(SORT_KEYS)]
     rows = rows.take(np.lexsort(keys)).combine_chunks()
     path = f"{folder}/part-{bucket:05d}.parquet"
-    pq.write_table(rows, path, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+    pq.write_table(rows, path, row_group_size=ROW_GROUP_ROWS, **parquet_settings(rows.schema))
     users = len(np.unique(rows[schema.USER_ID].to_numpy()))
     return users, rows.num_rows, found - rows.num_rows
 

@@ -2,6 +2,11 @@
 
 A day's events enter the day after, and leave each window when they grow too old: those days get a
 row, so that the newest row before any moment has that day's counts.
+
+    count(D) = sum over days d < D of events(d), less those with d < D - window
+             = running sum of changes: + events(d) at d + 1, - events(d) at d + window + 1
+
+A running sum costs one addition a row; a sum over each row's own range of days twice as much.
 """
 
 from pathlib import Path
@@ -30,15 +35,19 @@ def write_stats(events: str, deleted: pa.Table, target: Path, entity: str) -> in
         "favourites": "action = 'favourite'",
     }
     counts = ", ".join(f"count(*) FILTER ({where}) AS {kind}" for kind, where in kinds.items())
-    changes = ", ".join(["1", *(str(days + 1) for days in schema.STATS_WINDOWS_DAYS)])
-    windows = ", ".join(
-        f"""coalesce(sum({kind}) OVER (PARTITION BY {key} ORDER BY day
-            RANGE BETWEEN INTERVAL {days} DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING), 0)::BIGINT
-            AS {entity}_{kind}_{days}d"""
-        for kind in kinds
-        for days in schema.STATS_WINDOWS_DAYS
+    columns = [(kind, days) for kind in kinds for days in schema.STATS_WINDOWS_DAYS]
+    enter = ", ".join(f"{kind} AS {kind}_{days}" for kind, days in columns)
+    leave = " UNION ALL ".join(
+        f"SELECT {key}, day + {gone + 1}, "
+        + ", ".join(f"-{kind}" if days == gone else "0" for kind, days in columns)
+        + " FROM daily"
+        for gone in schema.STATS_WINDOWS_DAYS
     )
-    zeros = ", ".join(f"0 AS {kind}" for kind in kinds)
+    summed = ", ".join(f"sum({kind}_{days}) AS {kind}_{days}" for kind, days in columns)
+    windows = ", ".join(
+        f"(sum({kind}_{days}) OVER so_far)::BIGINT AS {entity}_{kind}_{days}d"
+        for kind, days in columns
+    )
     settings = {
         "memory_limit": f"{MEMORY_MB}MiB",
         "temp_directory": str(target.parent / ".duckdb"),
@@ -50,20 +59,19 @@ def write_stats(events: str, deleted: pa.Table, target: Path, entity: str) -> in
         connection.sql(
             f"""
             WITH daily AS (
-                SELECT {key}, {counts}, date_trunc('day',
-                       greatest(event_timestamp, coalesce(ingested_at, event_timestamp))
-                       AT TIME ZONE 'UTC') AS day
+                SELECT {key}, {counts},
+                    (greatest(event_timestamp, coalesce(ingested_at, event_timestamp))
+                     AT TIME ZONE 'UTC')::DATE AS day
                 FROM read_parquet('{events}') ANTI JOIN deleted USING (event_id) GROUP BY ALL
-            ), days AS (
-                SELECT {key}, day, plays, completes, skips, favourites, FALSE AS changed FROM daily
-                UNION ALL
-                SELECT DISTINCT {key}, day + to_days(after), {zeros}, TRUE AS changed
-                FROM daily, unnest([{changes}]) AS t(after)
-            ), counted AS (
-                SELECT {key}, day, changed, {windows} FROM days
+            ), changes AS (
+                SELECT {key}, day + 1 AS day, {enter} FROM daily UNION ALL {leave}
+            ), summed AS (
+                SELECT {key}, day, {summed} FROM changes GROUP BY ALL
             )
-            SELECT * EXCLUDE (day, changed), day AT TIME ZONE 'UTC' AS event_timestamp
-            FROM counted WHERE changed ORDER BY {key}, event_timestamp
+            SELECT {key}, {windows}, day::TIMESTAMP AT TIME ZONE 'UTC' AS event_timestamp
+            FROM summed
+            WINDOW so_far AS (PARTITION BY {key} ORDER BY day ROWS UNBOUNDED PRECEDING)
+            ORDER BY {key}, event_timestamp
             """
         ).write_parquet(str(target), row_group_size=ROW_GROUP_ROWS)
     return pq.read_metadata(target).num_rows

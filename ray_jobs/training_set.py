@@ -26,6 +26,7 @@ from feature_repo.artifacts import (
     write_artifact,
 )
 from feature_repo.errors import ArtifactError
+from feature_repo.parquet_form import parquet_settings
 from feature_repo.workspace import Workspace
 from models.number_rows import NumberStatistics
 from ray_jobs.impressions import PARTS, ImpressionOptions, impressions
@@ -163,7 +164,9 @@ def _write_files(tables: Iterator[pa.Table], files: dict[str, int], folder: Path
     """Cuts a stream of rows into files of so many rows each. Errors if they are more or fewer."""
     held = next(tables)
     for name, rows in files.items():
-        with pq.ParquetWriter(folder / name, held.schema) as writer:
+        with pq.ParquetWriter(
+            folder / name, held.schema, **parquet_settings(held.schema)
+        ) as writer:
             while rows:
                 if held.num_rows == 0:
                     following = next(tables, None)

@@ -25,6 +25,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from pyarrow import fs
 
 from feature_repo.errors import ArtifactError, InputError
+from feature_repo.parquet_form import parquet_settings
 
 S3 = "s3://"
 PATTERN_CHARACTERS = frozenset("*?[")
@@ -219,7 +220,11 @@ def write_whole(
     rows = 0
     try:
         with pq.ParquetWriter(
-            partial, schema, filesystem=filesystem, coerce_timestamps="us", **PARQUET
+            partial,
+            schema,
+            filesystem=filesystem,
+            coerce_timestamps="us",
+            **parquet_settings(schema),
         ) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema) if table.schema != schema else table)
@@ -230,9 +235,6 @@ def write_whole(
         if local and os.path.exists(partial):
             os.remove(partial)
     return rows
-
-
-PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
 
 
 def literal(text: str) -> str:
