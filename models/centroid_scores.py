@@ -4,8 +4,7 @@ Points are [x ; alpha * p]. The first half x is data; the second half p, the *pr
 section 1), is a sum of one row from each earlier codebook, so its inner products come from K x K
 tables and it is never built.
 
-Shape suffixes: M rows of one chunk, A rows scored again, P (row, centroid) pairs, D dims, K codes,
-J earlier levels.
+Shape suffixes: M rows of one chunk, D dims, K codes, J earlier levels.
 """
 
 import math
@@ -16,9 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from models.rows import EPS, Centroids
-
-PAIRS = 128
-"""Rows and centroids gathered at once for their scores: they stay in a core's own cache."""
+from models.threads import product
 
 
 class CentroidScores:
@@ -64,7 +61,7 @@ class CentroidScores:
             self.shift = c_KD.is_cuda or float(self.centre_D.norm()) > float(self.c_norm)
         if self.shift:
             bias_K += c_KD @ self.centre_D.double()
-        tables = [-(book.double() @ c_KD.T) for book in self.subtract]
+        tables = [-product(book.double(), c_KD.T) for book in self.subtract]
         if centroids.prefix_KD is not None:
             q_KD = centroids.prefix_KD.double()
             mean_D = q_KD.mean(0) if prefix_centre_D is None else prefix_centre_D.double()
@@ -72,7 +69,7 @@ class CentroidScores:
             bias_K = bias_K - 0.5 * weight**2 * q_KD.square().sum(1)
             # alpha^2 (p-m).(c_p-m) = sum_j alpha^2 book_j[code_j].(c_p-m), m folded into book 0
             found = [
-                weight**2 * (book.double() - mean_D * (j == 0)) @ q_KD.T
+                weight**2 * product(book.double() - mean_D * (j == 0), q_KD.T)
                 for j, book in enumerate(books)
             ]
             tables = [a + b for a, b in zip(tables, found, strict=True)] if tables else found
@@ -128,31 +125,6 @@ class CentroidScores:
             return self.bias_K[None], torch.zeros(0, dtype=torch.int64)
         first_J = torch.tensor([0] + [len(table) for table in self.tables[:-1]]).cumsum(0)
         return torch.cat(self.tables), first_J.to(self.bias_K.device)
-
-    def of_pairs(
-        self,
-        x_ND: Tensor,
-        rows_A: Tensor,
-        codes_AJ: Tensor | None,
-        row_P: Tensor,
-        code_P: Tensor,
-    ) -> Tensor:
-        """float32 scores (P,) of rows `rows_A[row_P]` and centroids `code_P`."""
-        k = len(self.c_KD)
-        if self.tables and codes_AJ is not None:
-            score_P = torch.zeros(len(row_P))
-            for j, table in enumerate(self.tables):
-                place_P = codes_AJ[:, j].index_select(0, row_P) * k + code_P
-                score_P += table.view(-1).index_select(0, place_P)
-        else:
-            score_P = self.bias_K.index_select(0, code_P)
-        row_P = rows_A.index_select(0, row_P)
-        for start in range(0, len(row_P), PAIRS):
-            part = slice(start, start + PAIRS)
-            x_PD = self.shifted(x_ND.index_select(0, row_P[part]))
-            x_PD *= self.c_KD.index_select(0, code_P[part])
-            score_P[part] += x_PD.sum(1)
-        return score_P
 
     def rounding(self, norm_M: Tensor) -> Tensor:
         """How far a float32 score may be off: a sum of D products by D * EPS/2 * ||x|| ||c||."""

@@ -26,6 +26,7 @@ from models.means import Means, squared_distances
 from models.nearest import NearestCentroid
 from models.rows import Centroids, Prefix, check_rows, prefix_sum
 from models.shards import Shards
+from models.threads import only_each
 
 if TYPE_CHECKING:
     from models.cuda_rows import PackedRows
@@ -84,24 +85,25 @@ def kmeans(
     rows = _Rows(x_ND, centroids, prefix, device, part_rows or len(x_ND), shards)
     objectives: list[float] = []
     repaired, converged = 0, False
-    while len(objectives) < iterations and not converged:
-        objective, moved, filled = rows.iterate()
-        if moved + filled == 0:
-            converged = True
-            break
-        repaired += filled
-        objectives.append(objective)
-        converged = len(objectives) > 1 and objectives[-2] - objective < tolerance * objective
-    codes_N = rows.last_search()
-    return KMeans(
-        centroids=rows.centroids,
-        codes_N=codes_N,
-        objective=rows.objective(),
-        objectives=tuple(objectives),
-        iterations=len(objectives),
-        converged=converged,
-        repaired=repaired,
-    )
+    with only_each():
+        while len(objectives) < iterations and not converged:
+            objective, moved, filled = rows.iterate()
+            if moved + filled == 0:
+                converged = True
+                break
+            repaired += filled
+            objectives.append(objective)
+            converged = len(objectives) > 1 and objectives[-2] - objective < tolerance * objective
+        codes_N = rows.last_search()
+        return KMeans(
+            centroids=rows.centroids,
+            codes_N=codes_N,
+            objective=rows.objective(),
+            objectives=tuple(objectives),
+            iterations=len(objectives),
+            converged=converged,
+            repaired=repaired,
+        )
 
 
 class _Rows:

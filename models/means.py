@@ -16,10 +16,10 @@ from torch import Tensor
 
 from models.rows import Centroids, Prefix, chunks, prefix_sum, small_chunks
 from models.shards import Shards
-from models.threads import each
+from models.threads import each, product
 
-SORTED_ROWS = 1024
-"""Rows of one step of a CPU sum: sorted by cluster, so that a step meets few clusters."""
+DIMS = 384
+"""Dims of a row that one thread of a CPU sum adds at once: 256 clusters of them stay in cache."""
 
 
 class Means:
@@ -97,9 +97,8 @@ class Means:
             self._move_cuda(x_ND, codes_NJ, torch.where(leaves_N, was_N, len(self.counts_K)), -1)
         else:
             moved_E = changed_N.nonzero()[:, 0]
-            self._move_cpu(x_ND, codes_NJ, moved_E, now_N[moved_E], 1)
-            left_E = moved_E[was_N[moved_E] >= 0]
-            self._move_cpu(x_ND, codes_NJ, left_E, was_N[left_E], -1)
+            codes_EJ = None if codes_NJ is None else codes_NJ.index_select(0, moved_E)
+            self._move_cpu(x_ND, codes_EJ, moved_E, was_N[moved_E], now_N[moved_E])
         return changed_N.sum()
 
     def _sorted(self, key_E: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,33 +115,29 @@ class Means:
         )
 
     def _move_cpu(
-        self, x_ND: Tensor, codes_NJ: Tensor | None, row_E: Tensor, key_E: Tensor, sign: int
+        self, x_ND: Tensor, codes_EJ: Tensor | None, row_E: Tensor, was_E: Tensor, now_E: Tensor
     ) -> None:
-        if not len(row_E):
-            return
+        self._count(codes_EJ, now_E, 1)
+        left_E = was_E >= 0
+        self._count(None if codes_EJ is None else codes_EJ[left_E], was_E[left_E], -1)
+        from models.cpu_kernels import move_rows  # numba: only where rows are moved on a CPU
+
+        rows, was, now = row_E.numpy(), was_E.numpy(), now_E.numpy()
+        sums, x, d = self.sums_KD.numpy(), x_ND.contiguous().numpy(), self.sums_KD.shape[1]
+
+        def move(first: int) -> None:
+            move_rows(sums, x, rows, was, now, first, min(first + DIMS, d))
+
+        each(move, range(0, d, DIMS))
+
+    def _count(self, codes_EJ: Tensor | None, key_E: Tensor, sign: int) -> None:
+        """Adds `sign` to the counts of clusters `key_E`, and of their pairs."""
         sign_E = torch.full_like(key_E, sign)
         self.counts_K.scatter_add_(0, key_E, sign_E)
-        if self.pairs_JCK is not None and codes_NJ is not None:
+        if self.pairs_JCK is not None and codes_EJ is not None:
             for j, pairs_CK in enumerate(self.pairs_JCK):
-                pair_E = codes_NJ[:, j].index_select(0, row_E) * len(self.counts_K) + key_E
+                pair_E = codes_EJ[:, j] * len(self.counts_K) + key_E
                 pairs_CK.view(-1).scatter_add_(0, pair_E, sign_E)
-        key_E, order_E = self._sorted(key_E)
-        row_E = row_E.index_select(0, order_E)
-
-        def add(start: int) -> tuple[Tensor, Tensor]:
-            part = slice(start, start + SORTED_ROWS)
-            key_U, place_M = key_E[part].unique_consecutive(return_inverse=True)
-            rows_MD = x_ND.index_select(0, row_E[part]).double()
-            # One product with a 0/1 matrix of few rows: index_add_ takes ten times as long.
-            member_UM = torch.zeros(len(key_U), len(rows_MD), dtype=torch.float64)
-            member_UM[place_M, torch.arange(len(rows_MD))] = sign
-            return key_U.long(), member_UM @ rows_MD
-
-        step = SORTED_ROWS * 64  # bounds the memory of sums that wait to be added
-        for first in range(0, len(row_E), step):
-            starts = range(first, min(first + step, len(row_E)), SORTED_ROWS)
-            for key_U, sum_UD in each(add, starts):
-                self.sums_KD.index_add_(0, key_U, sum_UD)
 
     def _prefix_sums(self) -> Tensor:
         """Sum (K, D) of p over each cluster = sum_j sum_c pairs_j[c, k] book_j[c]."""
@@ -151,7 +146,7 @@ class Means:
         sums_KD = torch.zeros_like(self.sums_KD)
         pairs_JCK = self.shards.sum(self.pairs_JCK).double()
         for pairs_CK, book in zip(pairs_JCK, self.prefix.books, strict=True):
-            sums_KD += pairs_CK[: len(book)].T @ book.to(sums_KD.device).double()
+            sums_KD += product(pairs_CK[: len(book)].T, book.to(sums_KD.device).double())
         return sums_KD
 
     def centroids(self, old: Centroids) -> tuple[Centroids, Tensor]:

@@ -21,11 +21,14 @@ from torch import Tensor
 from models.centroid_scores import CentroidScores
 from models.exact_products import distances
 from models.nearest import NearestCentroid
-from models.rows import Centroids, check_rows, check_shape, chunks, parts, prefix_sum
-from models.threads import each
+from models.rows import LARGEST, Centroids, check_rows, check_shape, chunks, parts, prefix_sum
+from models.threads import each, only_each
 
 if TYPE_CHECKING:
     from models.cuda_rows import CudaNearest
+
+OPEN_ROWS = 1 << 15
+"""Rows coded once more at a time: a copy of them is made."""
 
 
 def is_weight(value: object) -> bool:
@@ -108,22 +111,47 @@ class Codebook:
 
         ValueError for rows of another width, or naming the first row that is not finite.
         """
-        x_ND = self._check(x_ND)
-        here = self.to(x_ND.device)
+        x_ND, here = self._check(x_ND), self.to(x_ND.device)
         if not x_ND.is_cuda:
-            # A few rows take all levels at once, while their bf16 copies are in cache.
-            _ = here._searches  # made once, not once a thread
-            return torch.cat(each(lambda part: here._encode(x_ND[part]), chunks(x_ND)))
+            with only_each():
+                return here._encode(x_ND.contiguous())
         from models.cuda_rows import encode
 
         return torch.cat([encode(here._cuda_searches, x_ND[part]) for part in parts(x_ND)])
 
-    def _encode(self, x_MD: Tensor) -> Tensor:
+    def _encode(self, x_ND: Tensor) -> Tensor:
+        _ = self._searches  # made once, not once a thread
+        few = chunks(x_ND, max(self.sizes))
+        codes_NL = torch.cat(each(lambda part: self._propose(x_ND, part), few))
+        open_O = (codes_NL < 0).any(1).nonzero()[:, 0]
+        for rows_M in open_O.split(OPEN_ROWS) if len(open_O) else ():
+            codes_NL[rows_M] = self._settle(x_ND.index_select(0, rows_M))
+        return codes_NL
+
+    def _propose(self, x_ND: Tensor, part: slice) -> Tensor:
+        """Codes of a few rows; -1 at all levels of a row that the fast search leaves open.
+
+        All levels at once, while the rows' bf16 copies are in cache.
+        """
+        x_MD = x_ND[part]
+        codes_ML = torch.zeros(len(x_MD), self.levels, dtype=torch.int64)
+        prepared = self._searches[0].prepared(x_MD)
+        far = LARGEST - float(self._searches[0].scores.centre_D.norm())
+        if not bool((prepared.norm_N <= far).all()):
+            check_rows(x_ND)
+        open_M = torch.zeros(len(x_MD), dtype=torch.bool)
+        for level, search in enumerate(self._searches):
+            code_M = search.proposed(x_MD, codes_ML[:, :level], prepared)[0]
+            open_M |= code_M < 0
+            codes_ML[:, level] = code_M.clamp_min(0)
+        codes_ML[open_M] = -1
+        return codes_ML
+
+    def _settle(self, x_MD: Tensor) -> Tensor:
         codes_ML = torch.empty(len(x_MD), self.levels, dtype=torch.int64)
         prepared = self._searches[0].prepared(x_MD)
         for level, search in enumerate(self._searches):
-            codes_MJ = codes_ML[:, :level]
-            codes_ML[:, level] = search.ranked(x_MD, codes_MJ, prepared=prepared)[0]
+            codes_ML[:, level] = search.ranked(x_MD, codes_ML[:, :level], prepared=prepared)[0]
         return codes_ML
 
     def decode(self, codes_NL: Tensor, levels: int | None = None) -> Tensor:
@@ -147,6 +175,8 @@ class Codebook:
         row's distances depend on that row and the books alone.
         """
         x_ND, here = self._check(x_ND), self.to(x_ND.device)
+        if not x_ND.is_cuda:
+            check_rows(x_ND)
         earlier_NJ = codes_NL[:, : self.levels - 1]
         prefix_ND = torch.zeros_like(x_ND)
         if self.levels > 1:
@@ -157,8 +187,7 @@ class Codebook:
         return distance_NK
 
     def _check(self, x_ND: Tensor) -> Tensor:
-        # On a CUDA device `encode` reads the norms that packing finds, instead of all rows again.
-        x_ND = check_shape(x_ND) if x_ND.is_cuda else check_rows(x_ND)
+        x_ND = check_shape(x_ND)
         if x_ND.shape[1] != self.dims:
             raise ValueError(f"the codebook takes {self.dims} dims, got {x_ND.shape[1]}")
         return x_ND
