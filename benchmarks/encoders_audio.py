@@ -110,13 +110,13 @@ def one_size(
         x_BT = int16_windows(batch).to(device)
         timer.tried(f"whole, launched, batch {batch}", lambda f=fast, x=x_BT: f(x, (last,)))
         del x_BT
-        whole = int16_windows(batch).repeat(8 if cuda else 2, 1)
+        whole = int16_windows(batch).repeat(8 if cuda else 2, 1).numpy()
         try:
             stream = HubertStream(fast, batch=batch, samples=SAMPLES, states=(last,))
         except RuntimeError as error:
             print(f"    stream of {batch}: {error}", flush=True)
             continue
-        seconds = timer.tried(f"whole, stream, batch {batch}", lambda s=stream, w=whole: s(w))
+        seconds = timer.tried(f"whole, stream, batch {batch}", lambda s=stream, w=whole: s([w]))
         if seconds is not None:
             rates[batch] = SECONDS * len(whole) / seconds
         del stream, whole

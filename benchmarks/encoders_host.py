@@ -1,6 +1,5 @@
-"""The CPU part of `benchmarks/encoders.py`: decoding, and the Ray Data pipeline on a tiny model."""
+"""The host's part of `benchmarks/encoders.py`: decoding, and the Ray Data pipeline."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.encoders_pipeline import TINY, model_folder, pipelines
 from benchmarks.encoders_timing import Timer
 from feature_repo.schema import TRACK_ID
-from ray_jobs.embed_benchmark import pipeline_rate
 from ray_jobs.encoders.hf_audio import AudioEncoder
 from ray_jobs.encoders.pipeline import Preparer
 
@@ -19,14 +18,6 @@ RATE, SECONDS = 44_100, 30.0
 """Of the stereo files that are decoded, as a catalogue has them."""
 FORMATS = ("wav", "flac", "mp3")
 FILES = 4
-TRACKS, CHUNK, SHORT_S = 64, 8, 10.0
-TINY = {
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "conv_dim": (128,) * 7,
-}
 
 
 def host(timer: Timer, *, quick: bool) -> dict[str, Any]:
@@ -35,34 +26,16 @@ def host(timer: Timer, *, quick: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        encoder = tiny_encoder(folder)
-        prepare = Preparer(encoder)
+        model = model_folder(folder / "model", TINY)
+        prepare = Preparer(AudioEncoder(name="tiny", folder=model, root=folder))
         for kind in FORMATS:
             tracks = sound_files(folder, kind, FILES, SECONDS, RATE)
             seconds = timer.tried(f"decode {kind}, {FILES} x 30 s", lambda t=tracks: prepare(t))
             if seconds is not None:
                 hours = FILES * SECONDS / 3600 / seconds
                 answer[f"decode_{kind}_hours_per_s_a_core"] = round(hours, 3)
-        count = TRACKS if quick else 3 * TRACKS
-        tracks = sound_files(folder, "wav", count, SHORT_S, encoder.sample_rate)
-        answer |= {
-            f"pipeline_{key}": round(value, 3)
-            for key, value in pipeline_rate(encoder, tracks, chunk=CHUNK).items()
-        }
-    print(f"    pipeline / bare loop: {answer['pipeline_ratio']:.2f}", flush=True)
+        answer |= pipelines(folder, cuda=timer.device.type == "cuda", quick=quick)
     return {"host": answer}
-
-
-def tiny_encoder(folder: Path) -> AudioEncoder:
-    """Of MERT's shape, random, in the files of a converted checkpoint."""
-    from transformers import HubertConfig, HubertModel
-
-    torch.manual_seed(0)
-    model = HubertModel(HubertConfig(**TINY, apply_spec_augment=False))
-    model.save_pretrained(folder / "model")
-    sound = {"do_normalize": True, "sampling_rate": 24_000}
-    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(sound))
-    return AudioEncoder(name="tiny", folder=folder / "model", root=folder)
 
 
 def sound_files(folder: Path, kind: str, count: int, seconds: float, rate: int) -> pa.Table:

@@ -1,10 +1,11 @@
 """The parts that rankers share: target attention, the tower that scores.
 
-Shapes: B rows, T history positions, D embedding width.
+Shapes: B rows, T history positions, D embedding width, H hidden width of the attention net.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from models.attention_pooling import AttentionPooling
 
@@ -31,11 +32,20 @@ class TargetAttention(nn.Module):
         flat = self.activation(hidden_BTH.flatten(0, 1)).view_as(hidden_BTH)
         return self.to_weight(flat).squeeze(-1) * mask_BT
 
-    def forward(self, keys_BTD: Tensor, query_BD: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward(
+        self,
+        keys_BTD: Tensor,
+        query_BD: Tensor,
+        mask_BT: Tensor,
+        projected_BTH: Tensor | None = None,
+    ) -> Tensor:
+        """`projected_BTH`: W_key keys, where they are known already (on a CPU)."""
         if keys_BTD.device.type == "cpu":
+            if projected_BTH is None:
+                projected_BTH = linear(keys_BTD, self.from_key.weight)
             # Of the keys' type already, unless autocast made them bfloat16.
-            projected_BTH = self.from_key(keys_BTD).to(keys_BTD.dtype)
-            query_BH = self.from_query(query_BD).to(keys_BTD.dtype)
+            projected_BTH = projected_BTH.to(keys_BTD.dtype)
+            query_BH = (self.from_query(query_BD) + self.from_key.bias).to(keys_BTD.dtype)
             with torch.autocast("cpu", enabled=False):
                 return AttentionPooling.apply(
                     keys_BTD,

@@ -115,7 +115,9 @@ class ItemLookup:
         if present is not None:
             found &= present
         entries = torch.where(found, entries, unknown)
-        return self.id_rows_I[entries], self.codes_IFL[entries]
+        # On a CPU index_select takes a fifth of the time of indexing.
+        codes = self.codes_IFL.index_select(0, entries.flatten())
+        return self.id_rows_I[entries], codes.view(*entries.shape, *codes.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ mcca_wo_mjc sees.
 Shapes: B rows, T history positions, F families (the joint one last), L levels, D width.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -60,18 +62,18 @@ class MCCA(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         mask_BT = batch.history_mask_BT
-        embeds = dict(zip(self.families, self.code_embeddings, strict=True))
+        code_embeddings = cast(list[CodeEmbedding], list(self.code_embeddings))
+        embeds = dict(zip(self.families, code_embeddings, strict=True))
         targets = {
             family: embeds[family](batch.target_codes_BFL[:, family]) for family in self.targets
         }
-        interests = [
-            attention(
-                embeds[family](batch.history_codes_BTFL[:, :, family]), targets[query], mask_BT
+        interests = []
+        for (family, query), module in zip(self.queries.items(), self.code_attentions, strict=True):
+            attention = cast(TargetAttention, module)
+            keys_BTD, projected_BTH = embeds[family].projected(
+                batch.history_codes_BTFL[:, :, family], attention.from_key.weight
             )
-            for (family, query), attention in zip(
-                self.queries.items(), self.code_attentions, strict=True
-            )
-        ]
+            interests.append(attention(keys_BTD, targets[query], mask_BT, projected_BTH))
         target_BD = self.track_embedding(batch.target_ids_B)
         history_BTD = self.track_embedding(batch.history_ids_BT)
         interests.append(self.track_attention(history_BTD, target_BD, mask_BT))

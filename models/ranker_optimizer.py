@@ -7,12 +7,13 @@ Shapes: V rows of a table, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.bag_sums import bag_sums, positions_by_row
+from models.batch import ZERO_ROW
 from models.track_embedding import RowGradient, TrackEmbedding
 
 BETAS = (0.9, 0.999)
@@ -32,59 +33,39 @@ class RankerOptimizer:
         self._adam = torch.optim.Adam(
             others, lr=learning_rate, betas=BETAS, eps=EPS, fused=True, capturable=on_cuda
         )
-        kept = [(table, table.keep_row_gradients()) for table in tables]
-        self._cuda = [
-            _CudaRows.of(table.weight, gradient, learning_rate)
-            for table, gradient in kept
-            if gradient is not None
-        ]
-        on_host = [table.weight for table, gradient in kept if gradient is None]
-        self._sparse = (
-            torch.optim.SparseAdam(on_host, lr=learning_rate, betas=BETAS, eps=EPS)
-            if on_host
-            else None
-        )
+        self._rows = [_TableRows(table, learning_rate) for table in tables]
 
     def zero_grad(self) -> None:
         self._adam.zero_grad()
-        if self._sparse is not None:
-            self._sparse.zero_grad()
+        for rows in self._rows:
+            rows.table_VD.grad = None
 
     def step(self) -> None:
         self._adam.step()
-        if self._sparse is not None:
-            self._sparse.step()
-        for rows in self._cuda:
+        for rows in self._rows:
             rows.step()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments and step counts, as `<parameter>.<exp_avg | exp_avg_sq | step>`."""
         tensors = {}
-        for optimizer in (self._adam, self._sparse):
-            for parameter, state in {} if optimizer is None else optimizer.state.items():
-                for key, value in state.items():
-                    tensors[f"{self._names[id(parameter)]}.{key}"] = torch.as_tensor(value)
-        for rows in self._cuda:
+        for parameter, state in self._adam.state.items():
+            for key, value in state.items():
+                tensors[f"{self._names[id(parameter)]}.{key}"] = torch.as_tensor(value)
+        for rows in self._rows:
             for key, value in rows.state().items():
                 tensors[f"{self._names[id(rows.table_VD)]}.{key}"] = value
         return tensors
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_tensors`, for a model of the same shape on any device."""
-        for optimizer in (self._adam, self._sparse):
-            if optimizer is None:
-                continue
-            saved = optimizer.state_dict()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            saved["state"] = {
-                number: self._state_of(parameter, tensors)
-                for number, parameter in enumerate(parameters)
-            }
-            optimizer.load_state_dict(saved)
-        if self._sparse is not None:  # its step counts are numbers
-            for state in self._sparse.state.values():
-                state["step"] = int(state["step"])
-        for rows in self._cuda:
+        saved = self._adam.state_dict()
+        parameters = [p for group in self._adam.param_groups for p in group["params"]]
+        saved["state"] = {
+            number: self._state_of(parameter, tensors)
+            for number, parameter in enumerate(parameters)
+        }
+        self._adam.load_state_dict(saved)
+        for rows in self._rows:
             for key, value in rows.state().items():
                 value.copy_(tensors[f"{self._names[id(rows.table_VD)]}.{key}"])
 
@@ -97,56 +78,80 @@ class RankerOptimizer:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _CudaRows:
-    """The moments of one ID table on a CUDA device. `step` waits for nothing."""
+class _TableRows:
+    """One ID table and its moments. On a CUDA device `step` waits for nothing.
 
-    table_VD: Tensor
-    gradient: RowGradient
-    learning_rate: float
-    exp_avg_VD: Tensor
-    exp_avg_sq_VD: Tensor
-    steps: Tensor
-    """() float64 on the device, so that a recorded graph counts too."""
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
+    e -= lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)  at step t
+    """
 
-    @classmethod
-    def of(cls, table_VD: Tensor, gradient: RowGradient, learning_rate: float) -> "_CudaRows":
-        return cls(
-            table_VD=table_VD,
-            gradient=gradient,
-            learning_rate=learning_rate,
-            exp_avg_VD=torch.zeros_like(table_VD),
-            exp_avg_sq_VD=torch.zeros_like(table_VD),
-            steps=torch.zeros((), dtype=torch.float64, device=table_VD.device),
-        )
+    def __init__(self, table: TrackEmbedding, learning_rate: float) -> None:
+        self.gradient = table.keep_row_gradients()
+        self.table_VD, self.learning_rate = table.weight, learning_rate
+        zeros_VD = torch.zeros_like(table.weight, requires_grad=False)
+        self.exp_avg_VD, self.exp_avg_sq_VD = zeros_VD, zeros_VD.clone()
+        # () float64 on the device, so that a recorded graph counts too.
+        self.steps = torch.zeros((), dtype=torch.float64, device=zeros_VD.device)
+        on_host = len(zeros_VD) if self.gradient is None else 0
+        self.place_V = torch.zeros(on_host, dtype=torch.int64)
+        """On the host, a position of the batch at which a row was used last."""
 
     def state(self) -> dict[str, Tensor]:
         return {"exp_avg": self.exp_avg_VD, "exp_avg_sq": self.exp_avg_sq_VD, "step": self.steps}
 
     @torch.no_grad()
     def step(self) -> None:
-        from models.cuda_row_adam import row_adam
-
-        rows_N = torch.cat([rows.flatten() for rows in self.gradient.gathered])
-        self.gradient.gathered.clear()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # As DistributedDataParallel does: the mean over the workers. Another worker's rows are
-            # known by their marks only, so all rows are looked at.
-            dist.all_reduce(self.gradient.values_VD, op=dist.ReduceOp.AVG)
-            dist.all_reduce(self.gradient.used_V, op=dist.ReduceOp.MAX)
-            rows_N = torch.arange(len(self.table_VD), device=self.table_VD.device)
         self.steps.add_(1)
         scale = (
             self.learning_rate * (1 - BETAS[1] ** self.steps).sqrt() / (1 - BETAS[0] ** self.steps)
         )
+        if self.gradient is None:
+            self._step_on_host(float(scale))
+        else:
+            self._step_on_cuda(self.gradient, scale.float())
+
+    def _step_on_host(self, scale: float) -> None:
+        gradient = self.table_VD.grad
+        if gradient is None:
+            return
+        # Coalesced where workers have exchanged it, else with a row as often as it was used.
+        rows_N, values_ND = gradient._indices()[0], gradient._values()
+        positions_N = torch.arange(len(rows_N))
+        self.place_V.scatter_(0, rows_N, positions_N)
+        place_N = self.place_V[rows_N]
+        first_N = place_N == positions_N
+        used_U = rows_N[first_N]
+        number_N = (first_N.cumsum(0) - 1)[place_N]
+        grad_UD = bag_sums(values_ND, *positions_by_row(number_N.unsqueeze(1), len(used_U)))
+        grad_UD[used_U == ZERO_ROW] = 0.0
+        mean_UD = self.exp_avg_VD.index_select(0, used_U).lerp_(grad_UD, 1 - BETAS[0])
+        square_UD = self.exp_avg_sq_VD.index_select(0, used_U).mul_(BETAS[1])
+        square_UD.addcmul_(grad_UD, grad_UD, value=1 - BETAS[1])
+        self.exp_avg_VD.index_copy_(0, used_U, mean_UD)
+        self.exp_avg_sq_VD.index_copy_(0, used_U, square_UD)
+        moved_UD = self.table_VD.index_select(0, used_U)
+        moved_UD.addcdiv_(mean_UD, square_UD.sqrt_().add_(EPS), value=-scale)
+        self.table_VD.index_copy_(0, used_U, moved_UD)
+
+    def _step_on_cuda(self, gradient: RowGradient, scale: Tensor) -> None:
+        from models.cuda_row_adam import row_adam
+
+        rows_N = torch.cat([rows.flatten() for rows in gradient.gathered])
+        gradient.gathered.clear()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # As DistributedDataParallel does: the mean over the workers. Another worker's rows are
+            # known by their marks only, so all rows are looked at.
+            dist.all_reduce(gradient.values_VD, op=dist.ReduceOp.AVG)
+            dist.all_reduce(gradient.used_V, op=dist.ReduceOp.MAX)
+            rows_N = torch.arange(len(self.table_VD), device=self.table_VD.device)
         row_adam(
             rows_N,
             self.table_VD,
-            self.gradient.values_VD,
+            gradient.values_VD,
             self.exp_avg_VD,
             self.exp_avg_sq_VD,
-            self.gradient.used_V,
-            scale.float(),
+            gradient.used_V,
+            scale,
             betas=BETAS,
             eps=EPS,
         )

@@ -55,19 +55,38 @@ class TrackEmbedding(nn.Embedding):
     def keep_row_gradients(self) -> RowGradient | None:
         """From now on gradients are kept by row; the RowGradient, if that is where they go."""
         if self.weight.device.type != "cuda":
-            self.sparse = True
+            self.sparse = True  # DistributedDataParallel looks at it, too
             return None
         self.weight.requires_grad_(False)
         self.row_gradient = RowGradient.of(self.weight)
         return self.row_gradient
 
-    @torch.compiler.disable  # a compiler may not reorder what the backward pass does in place
     def forward(self, rows: Tensor) -> Tensor:
-        if self.row_gradient is None or not torch.is_grad_enabled():
-            return super().forward(rows)
         kept = self.row_gradient
+        if not torch.is_grad_enabled() or (kept is None and not self.sparse):
+            return super().forward(rows)
+        if kept is None:
+            return _SparseGather.apply(self.weight, rows)
         kept.gathered.append(rows)
         return _Gather.apply(self.weight, rows, kept.values_VD, kept.used_V, kept.anchor)
+
+
+class _SparseGather(Function):
+    """Its gradient is a sparse tensor of the rows as they came, ZERO_ROW's too: torch's own copies
+    the others out."""
+
+    @staticmethod
+    def forward(ctx: Any, table_VD: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table_VD.shape
+        return table_VD.index_select(0, rows.flatten()).view(*rows.shape, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        entries = rows.flatten().unsqueeze(0), grad.flatten(0, -2)
+        return torch.sparse_coo_tensor(*entries, ctx.shape, check_invariants=False), None
 
 
 class _Gather(Function):

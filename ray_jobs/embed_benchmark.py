@@ -8,6 +8,7 @@ stage can do, and the smallest of these is what the job will do at most.
 `pipeline_rate` compares a run of the whole pipeline on Ray with the bare loop over its model stage.
 """
 
+import copy
 import os
 import tempfile
 import time
@@ -44,6 +45,7 @@ T = TypeVar("T")
 PREPARE, ENCODE, WRITE = "prepare", "encode", "write"
 SAMPLE_CHUNKS = 4
 """Measured; one more goes before them, which loads the model."""
+BARE_CHUNKS = 16
 
 
 def benchmark(workspace: Workspace, options: EmbedOptions) -> dict[str, Any]:
@@ -139,9 +141,10 @@ def pipeline_rate(
     """Tracks a second of the pipeline with one actor, of the bare loop, and their ratio.
 
     The bare loop is `encode` over chunks that are prepared already, in this process, and its first
-    chunk is not counted. Nor is in the pipeline what comes before its first part: Ray's start and
-    the loading of the model, which a long job does once. `tracks`: at least three chunks with the
-    encoder's columns, prepared faster than they are encoded, or it is `prepare` that is measured.
+    chunk is not counted. Nor is in the pipeline what comes before its first part, Ray's start and
+    the loading of the model, which a long job does once; nor the quarter of the parts that follows,
+    which were prepared meanwhile. `tracks`: at least three chunks with the encoder's columns,
+    prepared faster than they are encoded, or it is `prepare` that is measured.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -151,28 +154,32 @@ def pipeline_rate(
             raise InputError(
                 f"{tracks.num_rows} tracks in chunks of {chunk}: expected three chunks"
             )
-        before = _bare_seconds(encoder, folder / TODO_FILE, chunks, gpu=gpu)
+        bare_loop = copy.copy(encoder)  # it keeps its model, which the actors are not to be sent
+        before = _bare_seconds(bare_loop, folder / TODO_FILE, min(chunks, BARE_CHUNKS), gpu=gpu)
         sizes = Pools(actors=1, decoders=decoders, gpu=gpu)
         with ray_session():
             ends: list[tuple[float, int]] = []
             for part in written_parts(folder / TODO_FILE, folder, encoder, sizes):
                 ends.append((time.perf_counter(), part["tracks"]))
         # On both sides of it: other processes may have come or gone.
-        after = _bare_seconds(encoder, folder / TODO_FILE, chunks, gpu=gpu)
-    piped = sum(count for _, count in ends[1:]) / (ends[-1][0] - ends[0][0])
-    bare = 2 * (tracks.num_rows - chunk) / (before + after)
+        after = _bare_seconds(bare_loop, folder / TODO_FILE, min(chunks, BARE_CHUNKS), gpu=gpu)
+    settled = max(1, len(ends) // 4)
+    piped = sum(count for _, count in ends[settled:]) / (ends[-1][0] - ends[settled - 1][0])
+    bare = 2 / (before + after)
     return {"pipeline": piped, "bare": bare, "ratio": piped / bare}
 
 
 def _bare_seconds(encoder: Encoder, todo: Path, chunks: int, *, gpu: bool) -> float:
-    """Of `encode` over all chunks but the first."""
+    """Of `encode` for each track of all chunks but the first."""
     encode = EncoderActor(encoder, gpu=gpu)
     prepare = Preparer(encoder) if has_cpu_stage(encoder) else None
-    spent = 0.0
+    spent, tracks = 0.0, 0
     for number in range(chunks):
         rows = read_chunk(todo, pa.table({CHUNK: [number]}))
         rows = prepare(rows) if prepare else rows
         started = time.perf_counter()
         encode(rows)
-        spent += (time.perf_counter() - started) * bool(number)
-    return spent
+        if number:
+            spent += time.perf_counter() - started
+            tracks += rows.num_rows
+    return spent / tracks

@@ -40,8 +40,10 @@ SOUND_CHUNK, OTHER_CHUNK = 32, 512
 enough bytes: 32 tracks have 184 MB of samples at most."""
 ACTOR_CPUS, DECODER_CPUS, WRITER_CPUS = 0.4, 0.4, 0.1
 """Logical CPUs of each: whole ones wait for each other for ever on a small machine."""
-IN_FLIGHT = 2
-"""Chunks that an actor has been given: one at work and one waiting. More only fill memory."""
+IN_FLIGHT, GPU_IN_FLIGHT = 2, 4
+"""Chunks that an actor has been given: one at work, one waiting, which a model's actor puts
+together meanwhile in a thread of its own. More only fill memory, unless a chunk takes a GPU less
+time (32 previews 50 ms) than Ray Data takes to hand the next one out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
             fn_constructor_args=(encoder, todo),
             batch_format="pyarrow",
             batch_size=rows,
-            compute=_pool(min(pools.decoders, chunks)),
+            compute=_pool(min(pools.decoders, chunks), in_flight=IN_FLIGHT, calls=1),
             num_cpus=DECODER_CPUS,
         )
         # Whole chunks again, where Ray has split a large one into blocks.
@@ -114,7 +116,9 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
         fn_constructor_args=(encoder, todo, pools.gpu),
         batch_format="pyarrow",
         batch_size=rows,
-        compute=_pool(min(pools.actors, chunks)),
+        compute=_pool(
+            min(pools.actors, chunks), in_flight=GPU_IN_FLIGHT if pools.gpu else IN_FLIGHT, calls=2
+        ),
         num_cpus=ACTOR_CPUS,
         num_gpus=int(pools.gpu),
     )
@@ -128,10 +132,13 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
     )
 
 
-def _pool(size: int) -> Any:
+def _pool(size: int, *, in_flight: int, calls: int) -> Any:
+    """`calls`: chunks that an actor reads or hands on at a time; the stage has one at a time."""
     import ray.data
 
-    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=IN_FLIGHT)
+    return ray.data.ActorPoolStrategy(
+        size=size, max_tasks_in_flight_per_actor=in_flight, max_concurrent_calls_per_actor=calls
+    )
 
 
 def written_parts(

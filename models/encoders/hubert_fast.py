@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
@@ -212,20 +213,31 @@ class HubertStream:
     def _step(self) -> None:
         self.means_BKD.copy_(self.model(self.input_BT, self.states))
 
-    def __call__(self, windows_WT: Tensor) -> Tensor:
-        """(W, K, D) float32 on the host; `windows_WT` int16 on the host."""
-        means_WKD = torch.empty(len(windows_WT), *self.means_BKD.shape[1:], device=self.device)
-        parts = list(zip(windows_WT.split(self.batch), means_WKD.split(self.batch), strict=True))
-        if self.device.type != "cuda":
-            for part, means in parts:
-                means.copy_(self.model(part, self.states))
-            return means_WKD
-        copies, main = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        sent, used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
-        for i, (part, means) in enumerate(parts):
-            slot = i % 2
-            sent[slot].synchronize()  # the host's copy of two batches ago has left
-            self.on_host[slot, : len(part)].copy_(part)
+    def __call__(self, pieces: Sequence[np.ndarray]) -> Tensor:
+        """(W, K, D) float32 on the host, of int16 windows in pieces of (any number, T) there.
+
+        Pieces are read where they lie, in shared memory for instance: one array of all would cost
+        another copy of every sample, while the device waits.
+        """
+        starts = np.cumsum([0, *map(len, pieces)])
+        count = int(starts[-1])
+        means_WKD = torch.empty(count, *self.means_BKD.shape[1:], device=self.device)
+        cuda = self.device.type == "cuda"
+        if cuda:
+            copies, main = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+            sent, used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+        for number, first in enumerate(range(0, count, self.batch)):
+            slot, end = number % 2, min(first + self.batch, count)
+            if cuda:
+                sent[slot].synchronize()  # the host's copy of two batches ago has left
+            host_BT = self.on_host[slot].numpy()
+            for piece, start in zip(pieces, starts, strict=False):
+                low, high = max(first, start), min(end, start + len(piece))
+                if low < high:
+                    host_BT[low - first : high - first] = piece[low - start : high - start]
+            if not cuda:
+                means_WKD[first:end] = self.model(self.on_host[slot, : end - first], self.states)
+                continue
             with torch.cuda.stream(copies):
                 copies.wait_event(used[slot])
                 self.arrived[slot].copy_(self.on_host[slot], non_blocking=True)
@@ -234,5 +246,5 @@ class HubertStream:
             self.input_BT.copy_(self.arrived[slot])
             used[slot].record(main)
             self.step()
-            means.copy_(self.means_BKD[: len(part)])
+            means_WKD[first:end].copy_(self.means_BKD[: end - first])
         return means_WKD.cpu()

@@ -23,13 +23,14 @@ from ray_jobs.encoders.native import load_native
 from ray_jobs.published_config import read_config
 from ray_jobs.published_weights import read_weights
 
-CPU_WINDOWS, CUDA_WINDOWS = 4, 128
-"""Windows of one forward pass. Changes the speed, not the vectors."""
+CPU_WINDOWS, CUDA_WINDOWS = 4, 64
+"""Windows of one forward pass. Changes the speed, not the vectors: a GPU computes whole batches, so
+32 previews of six windows, in batches of 128, would be a quarter padding."""
 
 
 class AudioNetwork(Protocol):
-    def means(self, cut_WT: np.ndarray) -> np.ndarray:
-        """(W, K, D) float32 from int16 windows."""
+    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        """(W, K, D) float32 from int16 windows, in pieces of (any number, T)."""
 
 
 def load_network(folder: Path, states: Sequence[int], dtype: str, *, samples: int) -> AudioNetwork:
@@ -66,8 +67,8 @@ class FastNetwork:
 
     stream: HubertStream
 
-    def means(self, cut_WT: np.ndarray) -> np.ndarray:
-        return self.stream(torch.from_numpy(cut_WT)).numpy()
+    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        return self.stream(pieces).numpy()
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class HubertNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, cut_WT: np.ndarray) -> np.ndarray:
-        parts = [self.model(part_WT, self.states) for part_WT in _batches(cut_WT, self.device)]
+    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        parts = [self.model(part_WT, self.states) for part_WT in _batches(pieces, self.device)]
         return torch.cat(parts).cpu().numpy()
 
 
@@ -91,9 +92,9 @@ class NativeNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, cut_WT: np.ndarray) -> np.ndarray:
+    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
         parts = []
-        for part_WT in _batches(cut_WT, self.device):
+        for part_WT in _batches(pieces, self.device):
             samples_WT = normalised(part_WT).to(self.model.dtype)
             states = self.model(samples_WT, output_hidden_states=True).hidden_states
             means_WKD = torch.stack([states[k].float().mean(1) for k in self.states], dim=1)
@@ -101,6 +102,7 @@ class NativeNetwork:
         return np.concatenate(parts)
 
 
-def _batches(cut_WT: np.ndarray, device: torch.device) -> list[Tensor]:
+def _batches(pieces: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     size = CPU_WINDOWS if device.type == "cpu" else CUDA_WINDOWS
-    return [part.to(device) for part in torch.from_numpy(cut_WT).split(size)]
+    cut_WT = torch.from_numpy(np.concatenate(pieces))
+    return [part.to(device) for part in cut_WT.split(size)]

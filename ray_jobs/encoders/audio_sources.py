@@ -1,7 +1,6 @@
 """Where sound files lie: the workspace's disk, or any store that fsspec opens, `s3://`.
 
     with open_source("s3://music/a/tune.flac", root) as stream: ...
-    SourceStates(root).of(uris)
 
 A path or `file://` is a local file. `s3://` is read by Arrow's own client (fsspec's, s3fs, pins a
 botocore that boto3 refuses); it finds credentials and AWS_ENDPOINT_URL as all of AWS's clients do.
@@ -13,18 +12,14 @@ asked again for BREAK_S, so that a dead store costs a job seconds and not a wait
 
 import io
 import os
-import stat
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
-
-from feature_repo.errors import InputError, StoreUnavailableError
 
 T = TypeVar("T")
 CONNECT_S, TIMEOUT_S = 5.0, 20.0
@@ -35,9 +30,6 @@ FAILURES, BREAK_S = 3, 30.0
 WHOLE_BYTES = 32 * 2**20
 """An object up to this size comes in one request: six minutes of MP3, three of FLAC."""
 RANGE_BYTES = 2 * 2**20
-ASKED_AT_ONCE = 32
-LISTED_FROM = 16
-"""Objects of one folder from which listing it is cheaper than asking for each."""
 SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs", "http", "https", "memory")
 """Of the stores; fsspec knows more, that log in to hosts or run through other files."""
 UNREACHABLE = "unreachable"
@@ -45,9 +37,6 @@ UNREACHABLE = "unreachable"
 NOT_ALLOWED = ("ACCESS_DENIED", "HTTP status 403")
 NOT_THERE = ("NO_SUCH_BUCKET", "NO_SUCH_KEY")
 """What Arrow says where others raise PermissionError and FileNotFoundError."""
-NULL = b"null"
-CHANGED_KEYS = ("LastModified", "mtime", "updated", "last_modified", "created")
-"""What fsspec's file systems call the time of change."""
 
 
 class AudioError(ValueError):
@@ -55,18 +44,22 @@ class AudioError(ValueError):
 
 
 @dataclass
-class _Health:
+class Health:
     """Of one store, as this process has seen it."""
 
     failures: int = 0
     closed_until: float = 0.0
     reason: str = ""
 
+    @property
+    def closed(self) -> bool:
+        return time.monotonic() < self.closed_until
 
-_health: defaultdict[str, _Health] = defaultdict(_Health)
+
+_health: defaultdict[str, Health] = defaultdict(Health)
 
 
-def _of(uri: str) -> _Health:
+def health_of(uri: str) -> Health:
     return _health[uri.partition("://")[0]]
 
 
@@ -102,53 +95,18 @@ def open_source(uri: str | None, root: Path) -> BinaryIO:
                 raise
             raise AudioError(f"not readable: {error}") from error
     uri = str(uri)
-    store, path = _store(uri)
-    info = _asked(uri, lambda: store.info(path))
+    store, path = store_of(uri)
+    info = asked(uri, lambda: store.info(path))
     if info.get("type") != "file":
         raise AudioError(f"missing: no object {uri}")
     size = info.get("size") or 0
     if size <= WHOLE_BYTES:
-        return io.BytesIO(_asked(uri, lambda: store.cat_file(path)) if size else b"")
-    file = _asked(uri, lambda: store.open(path, "rb"))
+        return io.BytesIO(asked(uri, lambda: store.cat_file(path)) if size else b"")
+    file = asked(uri, lambda: store.open(path, "rb"))
     return io.BufferedReader(_Ranges(uri, file, size), RANGE_BYTES)
 
 
-class SourceStates:
-    """For URIs what tells whether their files have changed: size, time of change, ETag.
-
-    Raises StoreUnavailableError if a store cannot be asked: nothing is known of its files then.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._listed: dict[str, dict[str, bytes]] = {}
-        """By folder, the states of its objects: about 200 bytes each."""
-
-    def of(self, uris: Sequence[str | None]) -> list[bytes]:
-        different = {uri for uri in uris if uri}
-        states = {uri: _local_state(uri, self._root) for uri in different if not is_remote(uri)}
-        folders: defaultdict[str, list[str]] = defaultdict(list)
-        for uri in different - set(states):
-            folders[uri.rpartition("/")[0]].append(uri)
-        # The threads are here and not a folder each: one folder may hold all the files.
-        alone = []
-        for folder, members in folders.items():
-            if folder not in self._listed and len(members) >= LISTED_FROM and _lists_well(folder):
-                self._listed[folder] = _list(folder)
-            if folder in self._listed:
-                listed = self._listed[folder]
-                states |= {uri: listed.get(_path(uri), b"missing") for uri in members}
-            else:
-                alone += members
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            states |= dict(zip(alone, pool.map(_remote_state, alone), strict=True))
-        return [states[uri] if uri else NULL for uri in uris]
-
-
-# --- stores ----------------------------------------------------------------------------------
-
-
-def _store(uri: str) -> tuple[Any, str]:
+def store_of(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI, and the path in it. AudioError if fsspec knows none."""
     import fsspec
 
@@ -180,15 +138,15 @@ def _s3() -> Any:
             endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
             connect_timeout=CONNECT_S,
             request_timeout=TIMEOUT_S,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `_asked` tries again
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `asked` tries again
         )
     )
 
 
-def _asked(uri: str, request: Callable[[], T]) -> T:
+def asked(uri: str, request: Callable[[], T]) -> T:
     """The answer to a request, tried again while that may help; AudioError with the reason."""
-    health = _of(uri)
-    if time.monotonic() < health.closed_until:
+    health = health_of(uri)
+    if health.closed:
         raise AudioError(f"{UNREACHABLE}: {health.reason}")
     for attempt in range(ATTEMPTS):
         try:
@@ -248,7 +206,7 @@ class _Ranges(io.RawIOBase):
 
         if self.at >= self.size:
             return 0
-        data = _asked(self.uri, read)
+        data = asked(self.uri, read)
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
@@ -256,67 +214,3 @@ class _Ranges(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
-
-
-# --- states ----------------------------------------------------------------------------------
-
-
-def _local_state(uri: str, root: Path) -> bytes:
-    try:
-        found = os.stat(local_path(uri, root))
-    except (OSError, ValueError):  # no such file, or no URI that names one
-        found = None
-    if found is None or not stat.S_ISREG(found.st_mode):
-        return b"missing"
-    return f"{found.st_size}\0{found.st_mtime_ns}".encode()
-
-
-def _path(uri: str) -> str:
-    """Of an object in its store; empty if there is no such store."""
-    try:
-        return _store(uri)[1].strip("/")
-    except AudioError:
-        return ""
-
-
-def _lists_well(folder: str) -> bool:
-    """Lists of web servers hold neither sizes nor times."""
-    return bool(_path(folder)) and not folder.startswith("http")
-
-
-def _list(folder: str) -> dict[str, bytes]:
-    try:
-        store, path = _store(folder)
-        found = _asked(folder, lambda: store.ls(path, detail=True))
-    except AudioError as error:
-        _said_or_raised(folder, error, alone=False)
-        found = []
-    return {info["name"].strip("/"): _state(info) for info in found}
-
-
-def _remote_state(uri: str) -> bytes:
-    try:
-        store, path = _store(uri)
-        return _state(_asked(uri, lambda: store.info(path)))
-    except AudioError as error:
-        return _said_or_raised(uri, error, alone=True)
-
-
-def _said_or_raised(uri: str, error: AudioError, *, alone: bool) -> bytes:
-    """The state of what cannot be asked for, unless it is the store that cannot be asked."""
-    kind = str(error).partition(":")[0]
-    if kind == UNREACHABLE and not (alone and time.monotonic() >= _of(uri).closed_until):
-        raise StoreUnavailableError(
-            f"{uri} cannot be asked for ({error}); run the command again when its store answers"
-        ) from error
-    if kind == "not allowed":
-        raise InputError(f"audio_uri {error}") from error
-    return kind.encode() if kind == UNREACHABLE else b"missing"
-
-
-def _state(info: dict[str, Any]) -> bytes:
-    if info.get("type") != "file":
-        return b"missing"
-    etag = info.get("ETag") or info.get("etag") or ""
-    changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), "")
-    return f"{info.get('size')}\0{changed}\0{etag}".encode()

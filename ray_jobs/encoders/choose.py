@@ -11,6 +11,7 @@ float32, float16 at 0.999996 for 2% of the speed (`benchmarks/encoders.py`). Wha
 becomes an error row. The type is part of the encoder's id.
 """
 
+import os
 import re
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from ray_jobs.encoders.pipeline import Encoder
 from ray_jobs.encoders.spectral import SpectralEncoder
 from ray_jobs.encoders.text import TextEncoder, packaged_model
 from ray_jobs.encoders.vectors import VectorsEncoder
+from ray_jobs.ray_session import ray_session
 
 OF_A_FOLDER = ("mert", "baichuan", "hf-audio", "hf-text")
 AUDIO = ("mert", "hf-audio")
@@ -64,8 +66,14 @@ def make_encoder(workspace: Workspace, options: EmbedOptions, tracks: pa.Schema)
 
 
 def _on_gpu(options: EmbedOptions) -> bool:
+    """Whether the model's actors will have GPUs: the cluster's, which the driver need not have."""
     if options.gpu is not None:
         return options.gpu
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        with ray_session():
+            return ray.cluster_resources().get("GPU", 0) >= 1
     import torch
 
     return torch.cuda.is_available()

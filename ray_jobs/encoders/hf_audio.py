@@ -177,9 +177,9 @@ class AudioEncoder:
         if not sum(counts):
             return outcomes
         # flatten() leaves null lists out; by chunk, as one list array ends at 2^31 samples.
-        chunks = [chunk.flatten().to_numpy() for chunk in prepared["input"].chunks]
-        cut_WT = np.concatenate(chunks).reshape(-1, self.samples)
-        means_WKD = self._network.means(cut_WT)
+        lists = prepared["input"].chunks
+        pieces = [chunk.flatten().to_numpy().reshape(-1, self.samples) for chunk in lists]
+        means_WKD = self._network.means(pieces)
         start = 0
         for row, count in enumerate(counts):
             if count:

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from feature_repo.schema import TRACK_ID
-from ray_jobs.encoders.audio_sources import NULL, SourceStates, is_remote
+from ray_jobs.encoders.audio_sources import is_remote
+from ray_jobs.encoders.audio_states import NULL, SourceStates
 from ray_jobs.encoders.spectral import SpectralEncoder
 from ray_jobs.encoders.text import TextEncoder, track_texts
 

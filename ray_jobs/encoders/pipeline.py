@@ -84,7 +84,7 @@ class Preparer:
     def __call__(self, rows: pa.Table) -> pa.Table:
         with _told_to_the_driver(self.todo):
             tracks = rows if self.todo is None else read_chunk(self.todo, rows)
-            with _attempts(self.todo, rows) as attempts:
+            with _attempts(self.todo, rows, CHUNK, "decoding") as attempts:
                 prepared = prepared_rows(self.encoder, tracks, attempts)
             refuse_dead_store(prepared["error"].to_pylist())
         if INPUT_HASH not in tracks.column_names:
@@ -104,14 +104,17 @@ class EncoderActor:
 
     def _encoded(self, rows: pa.Table) -> pa.Table:
         alone = not has_cpu_stage(self.encoder)
-        todo = self.todo if alone else None
-        chunk, rows = rows, read_chunk(todo, rows) if todo else rows
+        chunk = rows
+        if alone and self.todo is not None:
+            rows = read_chunk(self.todo, chunk)
         errors: list[str | None] = [None] * len(rows) if alone else rows["error"].to_pylist()
         good = [row for row, error in enumerate(errors) if error is None]
-        with _hidden_gpus(hide=not self.gpu), _attempts(todo, chunk) as attempts:
-            # Taking rows copies all their samples.
-            fit = rows if len(good) == len(rows) else rows.take(pa.array(good, pa.int64()))
-            outcomes = outcomes_of(self.encoder, fit, attempts) if good else []
+        named_by = CHUNK if alone else TRACK_ID
+        with (
+            _hidden_gpus(hide=not self.gpu),
+            _attempts(self.todo, chunk, named_by, "the encoder") as attempts,
+        ):
+            outcomes = outcomes_of(self.encoder, _taken(rows, good), attempts) if good else []
         if alone:
             refuse_dead_store([out if isinstance(out, str) else None for out in outcomes])
         vectors = np.zeros((rows.num_rows, self.encoder.dim), dtype=np.float32)
@@ -144,6 +147,12 @@ class EncoderActor:
             if name not in facts:
                 table = table.append_column(rows.schema.field(name), rows[name])
         return table
+
+
+def _taken(rows: pa.Table, wanted: list[int]) -> pa.Table:
+    """Rows by rising number. Not by `take`, which copies all their samples."""
+    runs = np.split(np.array(wanted), np.flatnonzero(np.diff(wanted) != 1) + 1)
+    return pa.concat_tables([rows.slice(run[0], len(run)) for run in runs])
 
 
 FACTS = pa.schema(
@@ -205,12 +214,15 @@ def raise_failure(folder: Path) -> None:
 
 
 @contextmanager
-def _attempts(todo: Path | None, chunks: pa.Table) -> Iterator[Attempts | None]:
-    """Those of a chunk of the list; none for rows that do not come from it."""
+def _attempts(
+    todo: Path | None, rows: pa.Table, named_by: str, stage: str
+) -> Iterator[Attempts | None]:
+    """Those of a chunk of the list, known by its number or its first track; none for rows that do
+    not come from the list."""
     if todo is None:
         yield None
         return
-    attempts = Attempts(todo.parent / f".chunk-{chunks[CHUNK][0]}")
+    attempts = Attempts(todo.parent / f".{named_by}-{rows[named_by][0]}", stage)
     yield attempts
     attempts.end()
 

@@ -1,6 +1,7 @@
 """The stages of the embedding job one by one, without Ray: rows that fail, parts, what fits."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from ray_jobs import embed_folder
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.embed_benchmark import benchmark
 from ray_jobs.embed_run import Pools, chunk_size, pools
-from ray_jobs.encoders import audio_sources, failing_rows
-from ray_jobs.encoders.pipeline import EncoderActor, Preparer, write_part
+from ray_jobs.encoders import audio_sources, audio_states, failing_rows
+from ray_jobs.encoders.pipeline import EncoderActor, Preparer, raise_failure, write_part
 from ray_jobs.encoders.spectral import SpectralEncoder
 from tests.ray_jobs.embedding import VECTORS, folder_of, rows_on_disk, write_tracks
 from tests.ray_jobs.sounds import MELODY, sound_file, tune
@@ -112,7 +113,7 @@ def test_a_dead_store_ends_the_job_and_what_it_cost_is_done_by_the_next_run(
         with fsspec.open(uri, "wb") as stream:
             stream.write(sound)
     write_tracks(workspace, list(range(8)), audio_uri=uris)
-    whole = audio_sources._asked
+    whole = audio_sources.asked
     dead = {5, 6, 7}
 
     def asked(uri: str, request):
@@ -120,9 +121,9 @@ def test_a_dead_store_ends_the_job_and_what_it_cost_is_done_by_the_next_run(
             raise audio_sources.AudioError(f"{audio_sources.UNREACHABLE}: timed out")
         return whole(uri, request)
 
-    monkeypatch.setattr(audio_sources, "_asked", asked)
+    monkeypatch.setattr(audio_sources, "asked", asked)
     monkeypatch.setattr(failing_rows, "DEAD_STORE_ROWS", 4)
-    monkeypatch.setattr(audio_sources.SourceStates, "of", lambda _, uris: [b"same"] * len(uris))
+    monkeypatch.setattr(audio_states.SourceStates, "of", lambda _, uris: [b"same"] * len(uris))
     assert embed(workspace, AUDIO).items() >= {"ok": 5, "reasons": {"unreachable": 3}}.items()
     dead = {4, 5, 6, 7}
     assert embed(workspace, AUDIO)["embedded"] == 3
@@ -179,6 +180,53 @@ def test_an_encoder_that_loses_rows_is_refused(tunes: Workspace) -> None:
     tracks = pa.table({"track_id": [1, 2], "audio_uri": ["tune.flac"] * 2})
     with pytest.raises(RuntimeError, match="did not prepare the rows that it got"):
         Preparer(Loses(root=tunes.root))(tracks)
+
+
+class Died(BaseException):
+    """Stands for the end of a worker: nothing catches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyingEncoder(BandEncoder):
+    deadly: frozenset[int]
+
+    def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
+        if self.deadly & set(prepared["track_id"].to_pylist()):
+            raise Died
+        return super().encode(prepared)
+
+
+def lives_of(encoder: DyingEncoder, tracks: pa.Table, todo: Path) -> tuple[int, pa.Table]:
+    """Workers that a chunk ends in the model stage, and what the last one makes of it."""
+    for deaths in range(10):
+        try:
+            return deaths, EncoderActor(encoder, todo)(Preparer(encoder)(tracks))
+        except Died:
+            continue
+    raise AssertionError("no end of it")
+
+
+def test_a_track_that_ends_the_models_worker_is_an_error_row(tmp_path: Path) -> None:
+    sound_file(tmp_path, tune(MELODY, 3, seconds=3), "tune.flac")
+    tracks = pa.table({"track_id": range(4), "audio_uri": ["tune.flac"] * 4})
+    todo = tmp_path / "todo.parquet"
+    encoder = DyingEncoder(root=tmp_path, deadly=frozenset({2}))
+    deaths, rows = lives_of(encoder, tracks, todo)
+    assert deaths == 3
+    assert rows["status"].to_pylist() == ["ok", "ok", "error", "ok"]
+    assert rows["error"][2].as_py().startswith("killed its worker")
+    assert not list(tmp_path.glob(".track_id-*"))
+
+
+def test_a_model_that_ends_its_worker_at_every_track_ends_the_job(tmp_path: Path) -> None:
+    sound_file(tmp_path, tune(MELODY, 3, seconds=3), "tune.flac")
+    tracks = pa.table({"track_id": range(6), "audio_uri": ["tune.flac"] * 6})
+    encoder = DyingEncoder(root=tmp_path, deadly=frozenset(range(6)))
+    message = "the encoder has ended its process at each of the first 3 tracks"
+    with pytest.raises(InputError, match=message):
+        lives_of(encoder, tracks, tmp_path / "todo.parquet")
+    with pytest.raises(InputError, match=message):
+        raise_failure(tmp_path)
 
 
 def test_a_chunk_that_is_run_twice_is_one_part(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
+import torch
 
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
@@ -66,6 +68,16 @@ def test_a_gpu_means_half_the_bytes_and_another_id(tmp_path: Path, folders, name
     half = "bfloat16" if name in ("mert", "hf-audio") else "float16"
     assert (on_cpu.dtype, on_gpu.dtype) == ("float32", half)
     assert on_cpu.encoder_id != on_gpu.encoder_id
+
+
+def test_the_clusters_gpus_count_and_not_the_drivers(
+    tmp_path: Path, folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for gpus, dtype in ((2.0, "bfloat16"), (0.0, "float32")):
+        monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"CPU": 8.0, "GPU": gpus})
+        assert chosen(tmp_path, "mert", folders["mert"]).dtype == dtype
 
 
 def test_layers_reach_the_audio_encoders_alone(tmp_path: Path, folders) -> None:

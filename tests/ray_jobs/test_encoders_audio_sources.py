@@ -13,9 +13,10 @@ import pytest
 import soundfile
 
 from feature_repo.errors import InputError, StoreUnavailableError
-from ray_jobs.encoders import audio_sources
+from ray_jobs.encoders import audio_sources, audio_states
 from ray_jobs.encoders.audio import windows
-from ray_jobs.encoders.audio_sources import AudioError, SourceStates, open_source
+from ray_jobs.encoders.audio_sources import AudioError, open_source
+from ray_jobs.encoders.audio_states import SourceStates
 
 RATE = 1000
 
@@ -185,12 +186,12 @@ def test_a_store_that_hangs_costs_a_bounded_time_and_is_then_left_alone(
 
 
 def test_the_state_of_an_object_tells_a_change_listed_or_asked_for(object_store, tmp_path) -> None:
-    names = [f"t{number}" for number in range(audio_sources.LISTED_FROM)]
+    names = [f"t{number}" for number in range(audio_states.LISTED_FROM)]
     put(object_store, **{name: flac(seed=3) for name in names})
     uris = [uri_of(object_store, name) for name in [*names, "gone"]]
     listed = SourceStates(tmp_path).of([*uris, None])
     alone = [SourceStates(tmp_path).of([uri])[0] for uri in uris]
-    assert listed == [*alone, audio_sources.NULL]
+    assert listed == [*alone, audio_states.NULL]
     assert alone[-1] == b"missing" != alone[0]
     put(object_store, t1=flac(seconds=7))
     changed = SourceStates(tmp_path).of(uris)

@@ -62,7 +62,8 @@ def test_a_stream_of_windows_equals_them_one_by_one():
     samples_WT = windows(5, 3200)
     stream = HubertStream(fast, batch=2, samples=3200, states=(1, 3))
     expected = torch.cat([fast(one[None], (1, 3)) for one in samples_WT])
-    torch.testing.assert_close(stream(samples_WT), expected, rtol=1e-5, atol=1e-5)
+    pieces = [part.numpy() for part in samples_WT.split([1, 0, 3, 1])]
+    torch.testing.assert_close(stream(pieces), expected, rtol=1e-5, atol=1e-5)
 
 
 def on_cuda(pre_norm: bool):
@@ -83,6 +84,8 @@ def test_bf16_on_cuda_is_close_to_float32_on_the_cpu(pre_norm, plan):
     with torch.no_grad():
         expected_BKD = ours(theirs)(samples_BT, range(4))
     found_BKD = FastHubert(model, plan)(samples_BT.cuda(), range(4)).cpu()
+    # Single windows at a third of MERT's width: bfloat16's rounding averages out less. Whole tracks
+    # at MERT's width are held to 0.9999, in tests/ray_jobs/test_encoder_cuda.py.
     assert torch.cosine_similarity(found_BKD, expected_BKD, dim=2).min() >= 0.999
 
 
@@ -93,7 +96,7 @@ def test_a_replayed_stream_equals_eager_batches():
     samples_WT = windows(11, 16_000)
     stream = HubertStream(fast, batch=4, samples=16_000, states=(0, 3))
     for _ in range(2):  # eager and recorded, then replayed throughout
-        found_WKD = stream(samples_WT)
+        found_WKD = stream([part.numpy() for part in samples_WT.split([5, 6])])
     expected = [fast(part.cuda(), (0, 3)).cpu() for part in samples_WT.split(4)]
     # A last batch of another shape is rounded in another order.
     assert torch.cosine_similarity(found_WKD, torch.cat(expected), dim=2).min() >= 0.999
