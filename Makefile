@@ -15,8 +15,9 @@ demo: .venv/.installed
 	$(BIN)/crescendo --workspace $(WORKSPACE) demo
 
 # Two processes, one torch thread each: more threads than cores make OpenMP wait for itself.
+# In the order of tests/conftest.py: the longest files first, which xdist would undo.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

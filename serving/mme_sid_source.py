@@ -22,6 +22,7 @@ reads, D width, N found tracks.
 """
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,9 +31,11 @@ from feature_repo.errors import ArtifactError
 from feature_repo.mme_sid_reader import MmeSidModel, read_mme_sid
 from feature_repo.workspace import Workspace
 from models.batch import find_rows
-from models.mme_sid import MmeSid, build
 from serving.releases import Release
 from serving.retrieval.vector_index import MOST_FOUND, THREADS, import_faiss, make_index
+
+if TYPE_CHECKING:
+    from models.mme_sid import MmeSid
 
 LIVE_BUDGET_S = 0.05
 """Half of a request's default deadline."""
@@ -49,7 +52,7 @@ class MmeSidSource:
     """Used in one event loop only."""
 
     def __init__(
-        self, model: MmeSid, track_ids_I: np.ndarray, matrix_ID: np.ndarray, length: int
+        self, model: "MmeSid", track_ids_I: np.ndarray, matrix_ID: np.ndarray, length: int
     ) -> None:
         """`track_ids_I` rising, row 0 the padding; `length`: listens that the model reads."""
         self._model, self._length = model, length
@@ -66,6 +69,8 @@ class MmeSidSource:
     @classmethod
     def load(cls, workspace: Workspace, release: Release) -> "MmeSidSource":
         """ArtifactError for a model that is missing, changed, or too slow for this machine."""
+        from models.mme_sid import build  # brings torch's compiler, two seconds of the start
+
         assert release.retriever_model_id is not None
         read = read_mme_sid(workspace, release.retriever_model_id)
         check_same(read, release)

@@ -1,5 +1,11 @@
-"""Fixtures shared by all tests: the real data sets, and one Ray for the tests that need it."""
+"""Fixtures shared by all tests: the real data sets, and one Ray for the tests that need it.
 
+Temporary folders lie in shared memory where there is room: an fsync, of which there are tens of
+thousands, takes 8 ms on a disk. PYTEST_DEBUG_TEMPROOT puts them elsewhere.
+"""
+
+import os
+import shutil
 from pathlib import Path
 
 import prometheus_client  # noqa: F401  # before Feast, as in serving/__init__.py
@@ -8,7 +14,20 @@ import pytest
 pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported
 pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
 
+# Two sessions that start Ray at once on a busy machine need longer than its 30 s.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+
+SHARED_MEMORY, LEAST_FREE_BYTES = Path("/dev/shm"), 4 * 2**30
+if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= LEAST_FREE_BYTES:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: at the end one process would wait for the other's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ def check(said: dict) -> None:
     assert len(said["seen"]) == len(set(said["seen"]))  # never back to an older one
 
 
+@pytest.mark.slow
 def test_no_read_mixes_generations_embedded(tmp_path):
     workspace = published(tmp_path / "workspace", SQLITE)
     check(publish_while_reading(workspace, tmp_path))

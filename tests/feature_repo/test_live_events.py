@@ -182,6 +182,7 @@ def test_what_was_forgotten_does_not_come_back(live, opened):
     assert sorted(e.event_id for e in logged_events(workspace)) == [1, 5]
 
 
+@pytest.mark.slow
 def test_several_processes_on_one_user_lose_no_listen(tmp_path, settings):
     workspace, store = live_store(tmp_path / "w", settings, length=1000)
     command = [sys.executable, "-m", "tests.feature_repo.live_store", str(workspace.root)]

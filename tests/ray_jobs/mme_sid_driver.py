@@ -1,6 +1,6 @@
 """One `train_mme_sid` in a process of its own, which a test can kill.
 
-    python -m tests.ray_jobs.mme_sid_driver WORKSPACE BASE WORKERS
+    python -m tests.ray_jobs.mme_sid_driver WORKSPACE BASE
 
 The last line is what training answered, as JSON.
 """
@@ -11,8 +11,14 @@ from pathlib import Path
 
 from feature_repo.workspace import Workspace
 from ray_jobs.mme_sid import train_mme_sid
+from ray_jobs.mme_sid_options import TrainMmeSidOptions
 from tests.ray_jobs.mme_sid_world import small
 
+
+def options(base: Path) -> TrainMmeSidOptions:
+    """Enough steps, each with a checkpoint, to be killed between."""
+    return small(base, epochs=8, batch_size=4)
+
+
 if __name__ == "__main__":
-    options = small(Path(sys.argv[2]), epochs=40, batch_size=4, workers=int(sys.argv[3]))
-    print(json.dumps(train_mme_sid(Workspace(Path(sys.argv[1])), options)))
+    print(json.dumps(train_mme_sid(Workspace(Path(sys.argv[1])), options(Path(sys.argv[2])))))

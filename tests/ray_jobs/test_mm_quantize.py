@@ -192,6 +192,7 @@ def family_inputs(rows=300):
     }
 
 
+@pytest.mark.slow
 def test_workers_do_what_one_does_where_rows_stand_alone(tmp_path, ray_local):
     """Level losses, mean square error, no Sinkhorn to tell apart (one row of codes): to rounding.
 

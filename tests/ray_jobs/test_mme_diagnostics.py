@@ -41,6 +41,7 @@ def effective_rank(table):
     return np.exp(-(p * np.log(p)).sum())
 
 
+@pytest.mark.slow
 def test_a_models_tables_have_the_ranks_of_its_tensors(made):
     workspace, model, _ = made
     answer, spectra = collapse(workspace, model)

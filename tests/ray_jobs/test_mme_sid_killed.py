@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from feature_repo.artifacts import MANIFEST, read_manifest
+from ray_jobs.mme_sid import train_mme_sid
 from ray_jobs.run_folder import PREFIX
+from tests.ray_jobs.mme_sid_driver import options
 from tests.ray_jobs.mme_sid_world import published_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def start(workspace, base, workers=1):
-    arguments = [str(workspace.root), str(base), str(workers)]
+def start(workspace, base):
+    arguments = [str(workspace.root), str(base)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.ray_jobs.mme_sid_driver", *arguments],
         stdout=subprocess.PIPE,
@@ -39,7 +41,7 @@ def weights(workspace, model_id):
     return load_file(folder / "adapter.safetensors") | load_file(folder / "mme_sid.safetensors")
 
 
-def test_a_killed_driver_changes_no_bit(tmp_path):
+def test_a_killed_driver_changes_no_bit(tmp_path, ray_local):
     workspace, base = published_world(tmp_path)
     driver = start(workspace, base)
     pattern = f"{PREFIX}*/checkpoints/epoch-*/{MANIFEST}"
@@ -58,7 +60,7 @@ def test_a_killed_driver_changes_no_bit(tmp_path):
     assert (second["epoch"], second["batch"]) > (0, 0)
     found = weights(workspace, resumed["model_id"])
     (workspace.models / resumed["model_id"]).rename(tmp_path / "resumed")
-    whole = answer(start(workspace, base))
+    whole = train_mme_sid(workspace, options(base))
     assert whole["model_id"] == resumed["model_id"]
     expected = weights(workspace, whole["model_id"])
     assert found.keys() == expected.keys()

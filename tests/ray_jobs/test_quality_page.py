@@ -117,6 +117,7 @@ def test_an_aligned_refit_shows_its_churn():
     assert churn_rows(None, ["text"]) == []
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_ends_with_json(fresh):
     workspace, _ = fresh
     asked = ("--workspace", str(workspace.root), "quality", "--curve", "0.3", "--rows", "80")

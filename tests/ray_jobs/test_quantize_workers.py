@@ -61,6 +61,7 @@ def fit_start() -> tuple[Codebook, torch.Tensor]:
     return fitted.book, fitted.codes_NL
 
 
+@pytest.mark.slow
 def test_workers_fit_what_one_does(tmp_path, ray_local):
     by_name, workers = jobs(), 3  # two make a generation below
     together = fit_in_workers(

@@ -29,6 +29,7 @@ def rank(client, **body):
     return response.json()
 
 
+@pytest.mark.slow
 def test_results_are_ordered_and_name_their_release(client, trained):
     answer = rank(client, user_id=1, candidates=[5, 3, 8, 1])
     scores = [result["score"] for result in answer["results"]]

@@ -13,7 +13,7 @@ import pytest
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from serving.deployment import running
-from serving.releases import live_release, make_release
+from serving.releases import make_release
 
 
 def free_port() -> int:
@@ -22,19 +22,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_ray_serve_ranks_over_http(trained):
-    workspace, _ = trained
-    make_release(workspace)
-    with running(workspace, host="127.0.0.1", port=free_port()) as url:
-        answer = httpx.post(
-            f"{url}/v1/rank", json={"user_id": 1, "candidates": [1, 2, 3]}, timeout=30
-        )
-        assert answer.status_code == 200
-        assert len(answer.json()["results"]) == 3
-        assert answer.json()["release_id"] == live_release(workspace).release_id
-        bad = httpx.post(f"{url}/v1/rank", content=b"{", timeout=30)
-        assert bad.status_code == 422
-        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+def check_ranks(url: str, release_id: str) -> None:
+    answer = httpx.post(f"{url}/v1/rank", json={"user_id": 1, "candidates": [1, 2, 3]}, timeout=30)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == 3
+    assert answer.json()["release_id"] == release_id
+    assert httpx.post(f"{url}/v1/rank", content=b"{", timeout=30).status_code == 422
+    assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
 
 
 def test_serving_without_a_release_names_the_command(tmp_path):
@@ -47,12 +41,13 @@ def test_serving_without_a_release_names_the_command(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_a_signal_and_ends_with_its_answer(trained, ending):
+def test_the_command_ranks_until_a_signal_and_ends_with_its_answer(trained, ending):
     workspace, _ = trained
     made = make_release(workspace)
     command = [Path(sys.executable).parent / "crescendo", "--workspace", workspace.root, "serve"]
+    port = free_port()
     server = subprocess.Popen(
-        [*command, "--port", str(free_port())],
+        [*command, "--port", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,6 +59,7 @@ def test_the_command_serves_until_a_signal_and_ends_with_its_answer(trained, end
             line = server.stderr.readline()
             assert line, f"the server ended before it served: {server.wait()}, {''.join(said)}"
             said.append(line)
+        check_ranks(f"http://127.0.0.1:{port}", made["release_id"])
         server.send_signal(ending)
         printed, problems = server.communicate(timeout=90)
     finally:

@@ -32,7 +32,9 @@ def replicas() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_killed_replica_takes_only_what_it_held_with_it(world):
+def test_a_killed_replica_takes_only_what_it_held_with_it(world, ray_local):
+    import ray
+
     make_release(world.workspace, world.old)
     bodies = rank_bodies(
         np.arange(1, 40), np.arange(1, TRACKS + 1), 20, 100, np.random.default_rng(0)
@@ -52,5 +54,6 @@ def test_a_killed_replica_takes_only_what_it_held_with_it(world):
         report = run_load(options, bodies)
         killer.join()
         assert not killed.is_running()
+    assert ray.is_initialized()  # Serve has ended, and not the Ray that was there before it
     assert report.requests > RATE * 5
     assert report.errors <= IN_FLIGHT, report.answers
