@@ -58,11 +58,13 @@ class StudyOptions:
     models: tuple[str, ...] = ("din", "mcca")
     """The first is the baseline of the differences."""
     seeds: int = 3
+    parallel: int = 1
+    """Runs that are trained at a time."""
     train: TrainOptions = field(default_factory=TrainOptions)
     """What all runs share; its model and seed are replaced."""
 
     def __post_init__(self) -> None:
-        check_seeds(self.seeds)
+        check_counts(self.seeds, self.parallel)
         if not self.models or len(set(self.models)) < len(self.models):
             raise InputError(f"models must name models, each once, got {self.models}")
         for model in self.models:
@@ -78,14 +80,15 @@ def study(workspace: Workspace, options: StudyOptions) -> dict[str, Any]:
             Variant(name=model, train=of_model(options.train, model)) for model in options.models
         ),
     )
-    return compare(workspace, [question], options.seeds)[MODELS_STUDY]
+    answers = compare(workspace, [question], options.seeds, options.parallel)
+    return answers[MODELS_STUDY]
 
 
 def compare(
-    workspace: Workspace, questions: Sequence[Question], seeds: int
+    workspace: Workspace, questions: Sequence[Question], seeds: int, parallel: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Trains every variant with every seed, all in one group of workers; runs that questions share
-    are trained once. Writes each question's answer and the page.
+    """Trains every variant with every seed, all in one group of workers or `parallel` at a time;
+    runs that questions share are trained once. Writes each question's answer and the page.
 
     Returns by question: `baseline`, `training_set` (the baseline's), `models` (per variant the
     measures with their spread, and the cost) and `differences` from the baseline (per measure the
@@ -98,7 +101,8 @@ def compare(
         for variant in question.variants
     )
     with step("study", questions=[question.name for question in questions], seeds=seeds):
-        results = dict(zip(wanted, train_all(workspace, list(wanted)), strict=True))
+        trained = train_all(workspace, list(wanted), parallel)
+        results = dict(zip(wanted, trained, strict=True))
     answers = {}
     for question in questions:
         with step("bootstrap", question=question.name, draws=DRAWS):
@@ -115,9 +119,10 @@ def answer_file(question: str) -> str:
     return "study.json" if question == MODELS_STUDY else f"study-{question}.json"
 
 
-def check_seeds(seeds: int) -> None:
-    if seeds < 1:
-        raise InputError(f"seeds must be at least 1, got {seeds}")
+def check_counts(seeds: int, parallel: int) -> None:
+    for name, count in (("seeds", seeds), ("parallel", parallel)):
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
 
 
 def of_model(shared: TrainOptions, model: str) -> TrainOptions:

@@ -169,7 +169,7 @@ def _newest_stays(workspace: Workspace) -> Iterator[None]:
 
 def _find(workspace: Workspace, options: QuantizeOptions) -> str | None:
     """The newest generation of these options whose books are of the newest embeddings."""
-    wanted = _what(json.loads(json.dumps(asdict(options))))
+    wanted = _what(asdict(options))
     encoder_ids = {
         modality: newest(
             workspace.embeddings(modality, ""),
@@ -187,7 +187,9 @@ def _find(workspace: Workspace, options: QuantizeOptions) -> str | None:
 
 
 def _what(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in HOW}
+    """As a manifest holds them; one that was written before an option was there has its default."""
+    every = json.loads(json.dumps(asdict(QuantizeOptions()) | options))
+    return {name: value for name, value in every.items() if name not in HOW}
 
 
 def _encoders(workspace: Workspace, generation: Manifest) -> dict[str, str]:

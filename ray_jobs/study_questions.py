@@ -17,7 +17,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs.colistening import MODALITY as COLISTEN
 from ray_jobs.colistening import WINDOW, ColisteningOptions, colistening
 from ray_jobs.quantize_options import QuantizeOptions
-from ray_jobs.study import Question, Variant, check_seeds, compare, of_model
+from ray_jobs.study import Question, Variant, check_counts, compare, of_model
 from ray_jobs.study_generations import (
     base_generation,
     generation_of,
@@ -33,13 +33,15 @@ class QuestionOptions:
     questions: tuple[str, ...]
     """Names of `QUESTIONS`."""
     seeds: int = 5
+    parallel: int = 1
+    """Runs that are trained at a time."""
     family: str = "text"
     """Whose IDs DIN is given in the questions of quantizers and prefix."""
     train: TrainOptions = field(default_factory=TrainOptions)
     """What all runs share; its `generation` is the base, the newest when not given."""
 
     def __post_init__(self) -> None:
-        check_seeds(self.seeds)
+        check_counts(self.seeds, self.parallel)
         unknown = sorted(set(self.questions) - set(QUESTIONS))
         if unknown or not self.questions or len(set(self.questions)) < len(self.questions):
             raise InputError(
@@ -56,7 +58,7 @@ def answer_questions(workspace: Workspace, options: QuestionOptions) -> dict[str
     asked = [QUESTIONS[name](workspace, base, options) for name in options.questions]
     generations = [variant.train.generation for question in asked for variant in question.variants]
     register_offline(workspace, [name for name in generations if name is not None])
-    answers = compare(workspace, asked, options.seeds)
+    answers = compare(workspace, asked, options.seeds, options.parallel)
     return {"questions": answers, "page": str(workspace.reports / "study.html")}
 
 

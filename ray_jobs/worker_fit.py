@@ -6,7 +6,8 @@ writes into a run's folder (`run_folder.py`).
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,24 @@ def fit_on_workers(
             failure_config=FailureConfig(max_failures=RESTARTS),
         ),
     )
+    with shown(runs):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise RuntimeError(
+                f"the training failed {RESTARTS + 1} times; what it has done is kept, and the same "
+                "command goes on from there"
+            ) from error
+
+
+@contextmanager
+def shown(runs: Sequence[tuple[str, Path]]) -> Iterator[None]:
+    """Shows what the workers write into the folders of `runs`, (name, folder), during the block."""
     finished = threading.Event()
     shower = threading.Thread(target=_show, args=(runs, finished), daemon=True)
     shower.start()
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise RuntimeError(
-            f"the training failed {RESTARTS + 1} times; what it has done is kept, and the same "
-            "command goes on from there"
-        ) from error
+        yield
     finally:
         finished.set()
         shower.join()

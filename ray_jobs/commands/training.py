@@ -114,6 +114,7 @@ def study(
         str, typer.Option(help="ID family that DIN is given, with --question.")
     ] = "text",
     seeds: Seeds = 3,
+    parallel: Annotated[int, typer.Option(help="Runs trained at a time, by one worker each.")] = 1,
     generation: Generation = None,
     label_rule: LabelRule = "complete",
     epochs: Epochs = 12,
@@ -138,7 +139,10 @@ def study(
         gpu=gpu,
     )
     if question:
-        asked = QuestionOptions(questions=tuple(question), seeds=seeds, family=family, train=shared)
+        asked = QuestionOptions(
+            questions=tuple(question), seeds=seeds, parallel=parallel, family=family, train=shared
+        )
         answer(answer_questions(context.obj, asked))
         return
-    answer(study(context.obj, StudyOptions(models=names(models), seeds=seeds, train=shared)))
+    options = StudyOptions(models=names(models), seeds=seeds, parallel=parallel, train=shared)
+    answer(study(context.obj, options))

@@ -128,7 +128,9 @@ def write_model(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
     return {"model_id": model_id, **metrics, **trained, "rows_per_second": 1234.5}
 
 
-def write_models(workspace: Workspace, options: Sequence[TrainOptions]) -> list[dict[str, Any]]:
+def write_models(
+    workspace: Workspace, options: Sequence[TrainOptions], parallel: int
+) -> list[dict[str, Any]]:
     return [write_model(workspace, one) for one in options]
 
 

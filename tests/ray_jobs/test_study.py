@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 from feature_repo import schema
-from feature_repo.artifacts import newest, read_manifest
+from feature_repo.artifacts import MANIFEST, newest, read_manifest, write_json
 from feature_repo.errors import ArtifactError, InputError
 from ray_jobs.assign import assign
 from ray_jobs.materialize import materialize
@@ -46,8 +46,8 @@ def world(tmp_path_factory, ray_local):
 
 @pytest.fixture(scope="module")
 def studied(world):
-    """The question of the prefix weight, two seeds a variant."""
-    options = QuestionOptions(questions=("prefix",), seeds=2, train=TRAIN)
+    """The question of the prefix weight, two seeds a variant, three runs at a time."""
+    options = QuestionOptions(questions=("prefix",), seeds=2, parallel=3, train=TRAIN)
     result = answer_questions(world.workspace, options)
     return SimpleNamespace(
         **vars(world), page=result["page"], answer=result["questions"]["prefix"], options=options
@@ -133,6 +133,11 @@ def test_asking_again_fits_no_codebook_and_registers_nothing(studied):
         paths += workspace.root.glob("features/track_semantic_ids_*/*")
         return {path: path.stat().st_mtime_ns for path in paths}
 
+    older = studied.answer["models"]["weight 0.5"]["generation"]
+    path = studied.workspace.generations / older / MANIFEST
+    written = json.loads(path.read_text())
+    del written["options"]["distillation_weight"]  # as before there was such an option
+    write_json(path, written)
     before = state()
     question = QUESTIONS["prefix"](
         studied.workspace,
@@ -190,6 +195,13 @@ def test_models_that_share_all_else_are_studied_beside_it(studied):
     page = Page(studied.page)
     assert {"differences-models", "differences-prefix"} <= set(page.figures())
     assert "din_sid against din, all rows: AUC" in page.text
+    beside = study(studied.workspace, replace(options, parallel=2))
+    for model, summary in answer["models"].items():
+        assert beside["models"][model]["model_ids"] == summary["model_ids"]
+        # Another number of threads adds up in another order.
+        assert beside["models"][model]["auc"]["mean"] == pytest.approx(
+            summary["auc"]["mean"], abs=2e-3
+        )
 
 
 def test_an_answer_of_another_version_is_named_on_the_page(studied):
@@ -220,11 +232,27 @@ def test_runs_on_other_test_rows_are_refused(studied):
         ({"questions": ("prefix", "taste")}, r"questions must be of \('quantizers', .*'taste'"),
         ({"questions": ()}, r"questions must be of .* got \(\)"),
         ({"questions": ("prefix",), "seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"questions": ("prefix",), "parallel": 0}, "parallel must be at least 1, got 0"),
     ],
 )
 def test_bad_options_name_field_and_value(options, problem):
     with pytest.raises(InputError, match=problem):
         QuestionOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("train", "parallel", "problem"),
+    [
+        (replace(TRAIN, workers=2), 2, "one worker each, got parallel 2 and workers 2"),
+        (TRAIN, 5_000, "5000 runs at a time need a CPU each, Ray has"),
+        (replace(TRAIN, gpu=True), 2, "runs on a GPU need one, Ray has 0: give --cpu"),
+    ],
+)
+def test_what_cannot_be_trained_side_by_side_is_refused(world, train, parallel, problem):
+    options = StudyOptions(models=("din",), seeds=1, parallel=parallel, train=train)
+    with pytest.raises(InputError, match=problem):
+        study(world.workspace, options)
+    assert not list(world.workspace.models.glob(".*"))
 
 
 def test_a_family_that_the_base_lacks_is_refused(world):
