@@ -5,23 +5,33 @@
     python benchmarks/mme_claims.py answer --results RESULTS
 
 `prepare` writes one npz a data set (`ray_jobs.mme_worlds`). `run` needs torch and numpy alone, no
-Ray and no Feast: it trains every variant (`models.mme_variants`) with every seed, a process for
-each world and seed at once, and appends a line of JSON a run to RESULTS/<world>-<seed>.jsonl; what
-has its line is not run again, and after `--seconds` no further run is begun. `answer` prints the
-tables of `crescendo mme-study` and writes its page and JSON beside the results.
+Ray and no Feast: it trains SASRec once for each world and seed, then every variant
+(`models.mme_variants`), those of one quantizer in one process, many processes on one GPU, which a
+small model leaves idle. Each run appends a line of JSON to RESULTS/runs.jsonl; what has its line is
+not run again, and after `--seconds` no further run is begun. `answer` prints the tables of
+`crescendo mme-study` and writes its page and JSON beside the results.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from models.mme_variants import POPULAR, SASREC
+
 QUICK_USERS = 100
+RUNS_FILE = "runs.jsonl"
+BASELINES = (SASREC, POPULAR)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_.add_argument("--results", type=Path, required=True)
     run_.add_argument("--seeds", type=int, default=3)
     run_.add_argument("--seconds", type=float, default=480.0)
+    run_.add_argument("--processes", type=int, default=14)
     run_.add_argument("--device", default="cuda")
     run_.add_argument("--quick", action="store_true", help="few listeners and epochs: a check")
     answer_ = commands.add_parser("answer")
@@ -74,41 +85,99 @@ def run(chosen: argparse.Namespace) -> None:
     worlds = sorted(chosen.worlds.glob("*.npz"))
     if not worlds:
         sys.exit(f"no npz file in {chosen.worlds}: run `prepare` first")
-    shares = [(world, seed) for seed in range(chosen.seeds) for world in worlds]
-    spawned = multiprocessing.get_context("spawn")
-    workers = [
-        spawned.Process(target=share, args=(world, seed, started + chosen.seconds, chosen))
-        for world, seed in shares
+    until = started + chosen.seconds
+    with (
+        tempfile.TemporaryDirectory() as kept,
+        ProcessPoolExecutor(
+            chosen.processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=prepare_process,
+        ) as pool,
+    ):
+        one_part = partial(run_part, Path(kept), chosen)
+        parts, futures = parts_of(worlds), []
+        first = {
+            pool.submit(one_part, world, seed, BASELINES, math.inf): (world, seed)
+            for seed in range(chosen.seeds)
+            for world in worlds
+        }
+        # The first part is the longest, and what all claims need: it waits for no other SASRec.
+        for done in as_completed(first):
+            world, seed = first[done]
+            names = next(names for path, names in parts if path == world)
+            futures.append(pool.submit(one_part, world, seed, names, until))
+        futures += [
+            pool.submit(one_part, world, seed, names, until)
+            for world, names in parts[len(worlds) :]
+            for seed in range(chosen.seeds)
+        ]
+        lines = sum(future.result() for future in (*first, *futures))
+    print(json.dumps({"lines": lines, "seconds": round(time.time() - started)}))
+
+
+def parts_of(worlds: Sequence[Path]) -> list[tuple[Path, tuple[str, ...]]]:
+    """Names of variants that one process runs, those first that most claims need."""
+    from models.mme_runs import world_variants
+    from models.mme_variants import sharing
+    from models.mme_world import MmeWorld
+
+    by_world = [
+        [
+            (path, tuple(variant.name for variant in part))
+            for part in sharing(world_variants(MmeWorld.load(path)))
+        ]
+        for path in worlds
     ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    failed = sum(worker.exitcode != 0 for worker in workers)
-    lines = sum(len(path.read_text().splitlines()) for path in chosen.results.glob("*.jsonl"))
-    print(json.dumps({"lines": lines, "failed": failed, "seconds": round(time.time() - started)}))
-    sys.exit(1 if failed else 0)
+    return [part for parts in zip_longest(*by_world) for part in parts if part is not None]
 
 
-def share(path: Path, seed: int, until: float, chosen: argparse.Namespace) -> None:
-    """All runs of one world and seed, in a process of their own."""
+def prepare_process() -> None:
     import torch
 
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+
+
+def run_part(
+    kept: Path,
+    chosen: argparse.Namespace,
+    path: Path,
+    seed: int,
+    names: Sequence[str],
+    until: float,
+) -> int:
+    """Runs these variants of a world and seed; returns how many lines. SASRec is in `kept`."""
+    import torch
+
+    from models.mme_collaborative import Collaborative
     from models.mme_run_file import append_runs
     from models.mme_world import MmeWorld
 
-    torch.set_num_threads(2)
-    torch.set_float32_matmul_precision("high")
-    world = MmeWorld.load(path)
+    if time.time() > until:
+        return 0
+    world, device = MmeWorld.load(path), torch.device(chosen.device)
     if chosen.quick:
         world = first_users(world, QUICK_USERS)
-    results = chosen.results / f"{world.name}-{seed}.jsonl"
     options = options_of(world.name, quick=chosen.quick)
-    for line in append_runs(results, world, options, seed, torch.device(chosen.device)):
+    sasrec = kept / f"{world.name}-{seed}.npz"
+    if not sasrec.exists():
+        of_seed = replace(options.sasrec, seed=seed)
+        Collaborative.trained(world.next_items, of_seed, device).save(sasrec)
+    lines = 0
+    for line in append_runs(
+        chosen.results / RUNS_FILE,
+        world,
+        options,
+        seed,
+        device,
+        names=names,
+        collaborative=Collaborative.load(sasrec),
+    ):
         print(told(line), flush=True)
+        lines += 1
         if time.time() > until:
-            print(f"{world.name} {seed}: out of time", flush=True)
-            return
+            break
+    return lines
 
 
 def options_of(world: str, *, quick: bool) -> Any:

@@ -1,14 +1,14 @@
 """MM-RQ-VAE: an RQ-VAE for each modality, trained together (paper section 3).
 
     z^m = E^m(x^m),  q^m = sum_l e^m_l,id_l,  x_hat^m = D^m(q^m)
-    loss = sum_m [ 3 R(x^m, x_hat^m) + sum_l ||sg(r_l) - e_l||^2 + mu ||r_l - sg(e_l)||^2
+    loss = sum_m [ 3 R(x^m, x_hat^m) + gamma sum_l ( ||sg(r_l) - e_l||^2 + mu ||r_l - sg(e_l)||^2 )
                    + delta ||q^m - sg(z^m)||^2 ]
          + 0.01 sum_{m != anchor} A(q^anchor, q^m)
 
 R is MMD or the mean square error (`reconstruction`), A is InfoNCE, which the paper has, or MMD,
 which its authors' code has (`alignment`): `models.mm_rq_vae_losses`. D's and A's gradients pass the
 quantizer straight through to E. The last level's codes of a batch are shared evenly by
-`models.sinkhorn`; the others are the nearest.
+`models.sinkhorn` unless that is off (`sinkhorn`); the others are the nearest.
 
 delta (`distillation_weight`, 0 unless asked for) is a term of one summary of the paper and of no
 code of its authors, "consistency of semantic-ID embeddings with quantized embeddings". Read here
@@ -59,6 +59,9 @@ class MmRqVaeOptions:
     """Rows of one step, of all workers together."""
     learning_rate: float = 2e-4
     weight_decay: float = 1e-4
+    quantization_weight: float = 1.0
+    """gamma. The formula's norms are sums over latent dims and levels; 1 / (levels latent_dims)
+    makes them the means that the authors' code has."""
     mu: float = 0.25
     """Weight of the term that pulls an encoder to its codes."""
     reconstruction: str = "mmd"
@@ -70,12 +73,22 @@ class MmRqVaeOptions:
     anchor: str | None = None
     """Modality with which the others are aligned; None: COLLABORATIVE, or else the first."""
     distillation_weight: float = 0.0
+    balanced_start: bool = True
+    """Whether the clusters that the books start from are balanced."""
+    sinkhorn: bool = True
+    """Whether a batch shares the codes of the last level evenly."""
+    revival: bool = True
+    """Whether codes that no row chose come back to life."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {"levels": 1, "codes": 1, "latent_dims": 1, "epochs": 1, "batch_size": 1, "seed": 0}
-        weights = ("reconstruction_weight", "alignment_weight", "distillation_weight")
+        parts = ("reconstruction", "quantization", "alignment", "distillation")
+        weights = [f"{part}_weight" for part in parts]
         check_options(self, least, ("learning_rate", "weight_decay", "mu", *weights))
+        for name in ("balanced_start", "sinkhorn", "revival"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (("reconstruction", RECONSTRUCTIONS), ("alignment", ALIGNMENTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -112,7 +125,7 @@ class MmRqVaeNet(torch.nn.Module):
         )
         self.weights = {
             "reconstruction": options.reconstruction_weight,
-            "quantization": 1.0,
+            "quantization": options.quantization_weight,
             "distillation": options.distillation_weight,
             "alignment": 0.0 if options.alignment == "none" else options.alignment_weight,
         }
@@ -143,7 +156,8 @@ class MmRqVaeNet(torch.nn.Module):
                 continue
             stack = self.stack(name)
             z_MZ = stack.encode(x_MD)
-            parts = stack.quantize(z_MZ, self.options.mu, last=sinkhorn_codes)
+            last = sinkhorn_codes if self.options.sinkhorn else None
+            parts = stack.quantize(z_MZ, self.options.mu, last=last)
             x_hat_MD = stack.decode(parts.straight_BZ)
             if self.options.reconstruction == "mmd":
                 found["reconstruction", name] = mmd(x_MD, x_hat_MD)

@@ -77,13 +77,14 @@ def fit(
     _check_pairs(net, rows.present)
     net = net.to(rows.device)
     workers = Shards(1, group)  # a row a worker: `first` is the number of this one
+    balance = START_BALANCE if options.balanced_start else None
     for name in net.modalities:
         numbers = rows.present[name].nonzero()[:, 0]
 
         def batch(rows_M: Tensor, name: str = name, numbers: Tensor = numbers) -> Tensor:
             return rows.of(name, numbers[rows_M])
 
-        start_books(net.stack(name), batch, len(numbers), options, generator, balance=START_BALANCE)
+        start_books(net.stack(name), batch, len(numbers), options, generator, balance=balance)
     _agree(net, workers)
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -94,7 +95,7 @@ def fit(
         totals, counts, last_B = _epoch(net, optimizer, rows, workers, generator)
         for key, total in totals.items():
             curves[key].append(total)
-        if epoch < math.floor((1 - SETTLE) * options.epochs):
+        if options.revival and epoch < math.floor((1 - SETTLE) * options.epochs):
             whole = rows.batch(last_B)
             for name, counts_LK in counts.items():
                 revived[name] += revive(
@@ -180,9 +181,10 @@ def _epoch(
     """Means of the terms, how often each code was chosen (L, K), and the last batch's items."""
     options = net.options
     whole = net.rows(rows.present)
-    totals = {key: torch.zeros((), dtype=torch.float64) for key in whole}
+    # On the device until the epoch ends: every step that reads a number of it waits for it.
+    totals = {key: torch.zeros((), dtype=torch.float64, device=rows.device) for key in whole}
     counts = {
-        name: torch.zeros(options.levels, options.codes, dtype=torch.int64)
+        name: torch.zeros(options.levels, options.codes, dtype=torch.int64, device=rows.device)
         for name in net.modalities
     }
     # Batches of equal size: MMD of a few rows at the end would say little.
@@ -201,13 +203,12 @@ def _epoch(
         _add_gradients(net, workers)
         optimizer.step()
         for key, value in values.items():
-            totals[key] += of_mine[key] * value.detach().cpu().double()
+            totals[key] += of_mine[key] * value.detach().double()
         for name, codes_ML in codes.items():
-            for level, code_M in enumerate(codes_ML.cpu().unbind(1)):
-                counts[name][level] += torch.bincount(code_M, minlength=options.codes)
-    summed = workers.sum(torch.stack(list(totals.values())))
+            counts[name].scatter_add_(1, codes_ML.T, torch.ones_like(codes_ML.T))
+    summed = workers.sum(torch.stack(list(totals.values())).cpu())
     means = {key: float(total) / whole[key] for key, total in zip(totals, summed, strict=True)}
-    return means, {name: workers.sum(count_LK) for name, count_LK in counts.items()}, rows_B
+    return means, {name: workers.sum(count_LK.cpu()) for name, count_LK in counts.items()}, rows_B
 
 
 def _add_gradients(net: MmRqVaeNet, workers: Shards) -> None:

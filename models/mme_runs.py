@@ -33,17 +33,17 @@ from models.llama import Llama
 from models.llama_sizes import LlamaSizes
 from models.mm_rq_vae import MmRqVaeOptions
 from models.mm_rq_vae_training import fit as fit_codes
+from models.mme_collaborative import Collaborative
 from models.mme_sid import MmeSid
+from models.mme_sid_fit import fit as fit_model
 from models.mme_sid_items import MmeSidConfig
 from models.mme_sid_training import CHOSEN_BY, MmeSidTrainer, MmeSidTraining
-from models.mme_sid_training import fit as fit_model
 from models.mme_variants import COLLABORATIVE, GIVEN, POPULAR, SASREC, Variant, variants_of
 from models.mme_world import MmeWorld
 from models.most_popular import most_popular_ranks
 from models.next_items import HeldOut, last_rows
 from models.per_user import LARGEST, packed
-from models.sasrec_training import SasRecOptions, Trainer
-from models.sasrec_training import fit as fit_sasrec
+from models.sasrec_training import SasRecOptions
 
 RANKED_USERS = 1024
 FROM_SCRATCH = MmeSidTraining(
@@ -97,30 +97,30 @@ class Shared:
     """What the runs of one world and seed share: SASRec, its item table, and fitted quantizers."""
 
     def __init__(
-        self, world: MmeWorld, options: RunOptions, seed: int, device: torch.device
+        self,
+        world: MmeWorld,
+        options: RunOptions,
+        seed: int,
+        device: torch.device,
+        collaborative: Collaborative | None = None,
     ) -> None:
+        """`collaborative`: trained here when None."""
         self.world, self.options, self.seed, self.device = world, options, seed, device
         self.data = world.next_items
         self.test = self.data.held_out("test")
         self._fitted: dict[str, Ids] = {}
-        started = time.perf_counter()
-        trainer = Trainer(self.data, replace(options.sasrec, seed=seed), device)
-        self._sasrec_epochs = len(list(fit_sasrec(trainer)))
-        self._sasrec_ranks_V = trainer.ranks(self.test)
-        self._sasrec_seconds = time.perf_counter() - started
-        table_ID = trainer.model.item_matrix().detach().float().cpu().numpy().copy()
-        # A row that no training part has is noise of the start, and no embedding.
-        table_ID[self.data.counts_I == 0] = 0
-        self.raw = {COLLABORATIVE: table_ID, **world.raw}
+        self.sasrec = collaborative or Collaborative.trained(
+            self.data, replace(options.sasrec, seed=seed), device
+        )
+        self.raw = {COLLABORATIVE: self.sasrec.table_ID, **world.raw}
 
     def baselines(self) -> list[dict[str, Any]]:
         """The lines of SASRec and of the most-popular list, which has no seed but is paired."""
-        ranks_V = most_popular_ranks(self.data, "test")
-        popular = self._line(POPULAR, ranks_V, seconds=0.0, epochs=0)
-        sasrec = self._line(
-            SASREC, self._sasrec_ranks_V, seconds=self._sasrec_seconds, epochs=self._sasrec_epochs
-        )
-        return [sasrec, popular]
+        of, popular_V = self.sasrec, most_popular_ranks(self.data, "test")
+        return [
+            self._line(SASREC, of.ranks_V, seconds=of.seconds, epochs=of.epochs),
+            self._line(POPULAR, popular_V, seconds=0.0, epochs=0),
+        ]
 
     def run(self, variant: Variant) -> dict[str, Any]:
         """Trains one variant and measures it. ValueError for a loss that is not finite."""
@@ -160,7 +160,7 @@ class Shared:
 
     def _ids(self, variant: Variant) -> Ids:
         """Fitted once for all variants whose quantizers are alike."""
-        key = repr((variant.families, sorted(variant.quantizer.items())))
+        key = variant.fit_key
         if key not in self._fitted:
             options = replace(self.options.quantizer, seed=self.seed, **variant.quantizer)
             x = {family: torch.from_numpy(self.raw[family][1:]) for family in variant.families}
@@ -185,6 +185,7 @@ class Shared:
             codes=quantizer.codes,
             code_width=quantizer.latent_dims,
             hidden=2 * self.options.hidden,
+            temperature=variant.temperature,
             consistency=variant.consistency,
         )
         if ids is None:

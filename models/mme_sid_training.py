@@ -1,14 +1,18 @@
 """Training of MME-SID, torch only: steps, epochs, validation. `ray_jobs.mme_sid` spreads it.
 
     trainer = MmeSidTrainer(model, data, MmeSidTraining(epochs=4), torch.device("cpu"))
-    curve = list(fit(trainer))     # the model then has the best epoch's weights
-    trainer.metrics("test")["ndcg@10"]
+    for sums in trainer.steps(epoch=0): ...
+    trainer.metrics("valid")["ndcg@10"]
 
 The model is given prepared: what requires gradients is trained (LoRA and the item side in the
 paper's setting; the whole net where all of it requires them). AdamW, a cosine from the learning
 rate to 0 over all steps after a short rise (which the paper does not name: a new item side would
 begin with its largest steps), gradients clipped by their norm. A user's last `length` items are one
 sequence of an epoch, and every position is predicted (`models.next_items`).
+
+A step whose activations do not fit is taken in `accumulate` passes, each over its part of the
+sequences; their gradients add up to the step's own, to rounding. Drawn items are drawn once a step.
+Only dropout, and which items a pass's consistency term sees, depend on how a step is cut.
 
 Torch is seeded anew at every step, by the seed and the step's place, so a run that goes on from
 saved weights and moments draws what an uninterrupted one draws.
@@ -17,7 +21,6 @@ Shapes: P positions of a batch, S sequences, I rows of items with the padding, N
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +47,8 @@ class MmeSidTraining:
     epochs: int = 4
     batch_size: int = 64
     """Users of one optimizer step, over all workers."""
+    accumulate: int = 1
+    """Passes of a step, whose gradients are added up: with more of them, less memory."""
     length: int = 50
     """Newest items of a history that the model reads."""
     learning_rate: float = 3e-4
@@ -63,7 +68,7 @@ class MmeSidTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "length", "negatives", "ranked_users"):
+        for name in ("epochs", "batch_size", "accumulate", "length", "negatives", "ranked_users"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "clip"):
@@ -126,21 +131,26 @@ class MmeSidTrainer:
         self._set_rate(epoch * self.steps_per_epoch + number)
         seeds = np.random.SeedSequence((options.seed, epoch, number, share.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        own = _share_of(whole, share)
+        own = whole.part(share.rank, share.workers)
+        drawn = self._drawn()
         self.model.train()
         self.optimizer.zero_grad()
-        loss = torch.zeros((), device=self.device)
-        if len(own.lengths_S):  # a last batch may have fewer users than workers
+        total = torch.zeros((), device=self.device)
+        for number_of_pass in range(options.accumulate):
+            batch = own.part(number_of_pass, options.accumulate)
+            if not len(batch.lengths_S):  # a last batch may have fewer users than workers or passes
+                continue
             with self._autocast():
-                loss = self.model(*self._inputs(own), **self._drawn())
-            # The mean over the positions of all workers.
+                loss = self.model(*self._inputs(batch), **drawn)
+            # The mean over the positions of all workers and passes.
             (loss / len(whole.rows_P)).backward()
+            total += loss.detach()
         self._add_up_gradients()
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), options.clip)
         self.optimizer.step()
         squares = float(np.square(own.lengths_S, dtype=np.float64).sum())
         counts = torch.tensor([len(own.rows_P), squares], dtype=torch.float64)
-        return torch.cat([loss.detach().double().view(1), counts.to(self.device)])
+        return torch.cat([total.double().view(1), counts.to(self.device)])
 
     def _set_rate(self, step: int) -> None:
         """min(1, (step + 1) / (warm_up * steps)) lr / 2 (1 + cos(pi step / steps))"""
@@ -270,51 +280,3 @@ class MmeSidTrainer:
             if found:
                 state[number] = found
         self.optimizer.load_state_dict({**saved, "state": state})
-
-
-def fit(trainer: MmeSidTrainer) -> Iterator[dict[str, Any]]:
-    """Trains all epochs in this process; yields each one's line: `train_loss` a position,
-    validation metrics, `sequences_per_s`, `tokens_per_s`.
-
-    When it ends, the model has the weights of the best epoch by validation nDCG@10; of the last
-    where no user has a validation target. ValueError for a loss that is not finite.
-    """
-    best, weights = -1.0, trainer.weights()
-    for epoch in range(trainer.options.epochs):
-        started = time.perf_counter()
-        sums = torch.zeros(3, dtype=torch.float64, device=trainer.device)
-        for of_step in trainer.steps(epoch):
-            sums += of_step
-        loss, positions, _ = sums.tolist()  # the one wait for the device
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss of epoch {epoch + 1} is {loss}: give a smaller learning_rate than "
-                f"{trainer.options.learning_rate}"
-            )
-        seconds = time.perf_counter() - started
-        metrics = trainer.metrics("valid")
-        yield {
-            "epoch": epoch,
-            "train_loss": loss / positions,
-            **metrics,
-            "positions": int(positions),
-            "seconds": seconds,
-            "sequences_per_s": trainer.sequences / seconds,
-            "tokens_per_s": positions / seconds,
-        }
-        if not metrics[CHOSEN_BY] <= best:  # NaN: the last is kept
-            best, weights = metrics[CHOSEN_BY], trainer.weights()
-    trainer.load_weights(weights)
-
-
-def _share_of(batch: TrainBatch, share: Share) -> TrainBatch:
-    """Sequences rank, rank + workers, ... of a batch."""
-    if share.workers == 1:
-        return batch
-    own_S = np.arange(len(batch.lengths_S)) % share.workers == share.rank
-    own_P = np.repeat(own_S, batch.lengths_S)
-    return TrainBatch(
-        rows_P=batch.rows_P[own_P],
-        lengths_S=batch.lengths_S[own_S],
-        targets_P=batch.targets_P[own_P],
-    )

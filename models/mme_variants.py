@@ -7,6 +7,8 @@ the quantizer's, which was trained with MMD reconstruction and contrastive align
 section 3). Two baselines stand beside: SASRec and the most-popular list.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +21,20 @@ GIVEN = "collaborative_given"
 NO_IDS = "no semantic IDs"
 RANDOM_IDS = "random SID embeddings"
 MSE = "MSE reconstruction"
+MEAN_MMD = "level losses as means"
+MEAN_MSE = "level losses as means, MSE"
+MEAN = 1 / (4 * 64)
+"""Weight with which sums over 4 levels of 64 dims are means: what the authors' code has."""
 NO_RECONSTRUCTION = "reconstruction off"
+NO_COMMITMENT = "commitment off"
 NO_ALIGNMENT = "alignment off"
 MMD_ALIGNMENT = "alignment by MMD"
+NO_SINKHORN = "Sinkhorn off"
+NO_REVIVAL = "revival off"
+PLAIN_START = "balanced start off"
 DISTILLED = "distillation in the quantizer"
 CONSISTENT = "consistency in the model"
+NO_FUSION = "frequency fusion off"
 WEIGHT = 1.0
 """Of the distillation term in the one place or the other, where it is on."""
 
@@ -41,6 +52,13 @@ class Variant:
     quantizer: dict[str, Any] = field(default_factory=dict)
     """What its `MmRqVaeOptions` have otherwise than the study's."""
     consistency: float = 0.0
+    temperature: float = 1e-3
+    """Of the fusion's softmax; at infinity every score head counts as much as another."""
+
+    @property
+    def fit_key(self) -> str:
+        """The same for all variants whose quantizers are alike."""
+        return repr((self.families, sorted(self.quantizer.items())))
 
 
 def only(family: str) -> str:
@@ -59,18 +77,40 @@ def variants_of(families: tuple[str, ...], *, given: bool = False) -> tuple[Vari
     found += [Variant(name=only(one), families=(one,), ids="none") for one in families]
     if several:
         found.append(Variant(name=NO_IDS, families=families, ids="none"))
-    found.append(Variant(name=RANDOM_IDS, families=families, ids="random"))
-    changes: dict[str, dict[str, Any]] = {MSE: {"reconstruction": "mse"}}
+    found += [
+        Variant(name=RANDOM_IDS, families=families, ids="random"),
+        Variant(name=CONSISTENT, families=families, consistency=WEIGHT),
+        Variant(name=NO_FUSION, families=families, temperature=math.inf),
+    ]
+    mean = {"quantization_weight": MEAN}
+    changes: dict[str, dict[str, Any]] = {
+        MSE: {"reconstruction": "mse"},
+        MEAN_MMD: mean,
+        MEAN_MSE: {"reconstruction": "mse", **mean},
+    }
     if several:
         changes[NO_ALIGNMENT] = {"alignment": "none"}
         changes[MMD_ALIGNMENT] = {"alignment": "mmd"}
     changes[NO_RECONSTRUCTION] = {"reconstruction_weight": 0.0}
     changes[DISTILLED] = {"distillation_weight": WEIGHT}
+    changes[NO_COMMITMENT] = {"mu": 0.0}
+    changes[NO_SINKHORN] = {"sinkhorn": False}
+    changes[NO_REVIVAL] = {"revival": False}
+    changes[PLAIN_START] = {"balanced_start": False}
     found += [
         Variant(name=name, families=families, quantizer=change) for name, change in changes.items()
     ]
-    found.append(Variant(name=CONSISTENT, families=families, consistency=WEIGHT))
     if given:
         swapped = tuple(GIVEN if one == COLLABORATIVE else one for one in families)
         found.append(Variant(name="given collaborative", families=swapped))
     return tuple(found)
+
+
+def sharing(variants: Sequence[Variant]) -> list[list[Variant]]:
+    """The variants in parts that can be run apart: those of one quantizer together, which is then
+    fitted once, and each without semantic IDs alone."""
+    parts: dict[str, list[Variant]] = {}
+    for one in variants:
+        key = one.name if one.ids == "none" else one.fit_key
+        parts.setdefault(key, []).append(one)
+    return list(parts.values())

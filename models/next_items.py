@@ -43,6 +43,18 @@ class TrainBatch:
     lengths_S: Array
     targets_P: Array
 
+    def part(self, number: int, parts: int) -> "TrainBatch":
+        """Sequences number, number + parts, ... of the batch."""
+        if parts == 1:
+            return self
+        own_S = np.arange(len(self.lengths_S)) % parts == number
+        own_P = np.repeat(own_S, self.lengths_S)
+        return TrainBatch(
+            rows_P=self.rows_P[own_P],
+            lengths_S=self.lengths_S[own_S],
+            targets_P=self.targets_P[own_P],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutBatch:

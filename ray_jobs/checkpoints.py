@@ -50,8 +50,8 @@ class Progress:
     rows: int = 0
     seconds: float = 0.0
     """What they took."""
-    best_auc: float = -1.0
-    """Of validation, over the epochs that are done."""
+    best: float = -1.0
+    """Largest validation AUC, of next-item models nDCG@10, of the epochs that are done."""
     best_epoch: int = -1
 
     @property
@@ -63,11 +63,11 @@ class Progress:
         """Sorts as the run goes."""
         return f"epoch-{self.epoch:04d}-batch-{self.batch:08d}"
 
-    def end_epoch(self, validation_auc: float) -> bool:
+    def end_epoch(self, validation: float) -> bool:
         """Moves on to the next epoch. Whether the one that ended is the best so far."""
-        is_best = validation_auc > self.best_auc
+        is_best = validation > self.best
         if is_best:
-            self.best_auc, self.best_epoch = validation_auc, self.epoch
+            self.best, self.best_epoch = validation, self.epoch
         self.epoch, self.batch, self.loss_sum, self.rows, self.seconds = self.epoch + 1, 0, 0, 0, 0
         return is_best
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.artifacts import Manifest, newest, read_manifest
 from feature_repo.errors import ArtifactError, InputError
-from feature_repo.schema import TRACK_ID
+from feature_repo.schema import COLLABORATIVE, TRACK_ID
 from feature_repo.workspace import Workspace
 from ray_jobs.embed_folder import (
     KIND,
@@ -125,6 +125,8 @@ def read_embeddings(
     a track of the catalogue has no row, or has changed since: `embed` comes first.
     """
     made_by = f"embed --modality {modality} --encoder ENCODER"
+    if modality == COLLABORATIVE:
+        made_by = "sasrec"
     if encoder_id is None:
         encoder_id = newest(workspace.embeddings(modality, ""), kind=KIND, made_by=made_by).id
     folder = workspace.embeddings(modality, encoder_id)

@@ -27,11 +27,18 @@ from models.mme_variants import (
     CONSISTENT,
     DISTILLED,
     FULL,
+    MEAN_MMD,
+    MEAN_MSE,
     MMD_ALIGNMENT,
     MSE,
     NO_ALIGNMENT,
+    NO_COMMITMENT,
+    NO_FUSION,
     NO_IDS,
     NO_RECONSTRUCTION,
+    NO_REVIVAL,
+    NO_SINKHORN,
+    PLAIN_START,
     POPULAR,
     RANDOM_IDS,
     SASREC,
@@ -77,6 +84,9 @@ def claims_of(families: Sequence[str]) -> list[Claim]:
         codes, ids = f"codes_tau:{family}", f"ids_tau:{family}"
         found += [
             Claim(topic="forgetting", more=FULL, less=MSE, measure=codes, source=CODES_TAU),
+            Claim(
+                topic="forgetting", more=MEAN_MMD, less=MEAN_MSE, measure=codes, source=CODES_TAU
+            ),
             Claim(topic="forgetting", more=FULL, less=RANDOM_IDS, measure=ids, source=IDS_TAU),
             Claim(topic="distillation", more=DISTILLED, less=FULL, measure=codes, source=SUMMARY),
             Claim(topic="distillation", more=DISTILLED, less=FULL, measure=ids, source=SUMMARY),
@@ -92,12 +102,18 @@ def claims_of(families: Sequence[str]) -> list[Claim]:
             (FULL, RANDOM_IDS, "paper: ablation"),
         )
     ]
-    parts = [MSE, NO_RECONSTRUCTION]
+    parts = [MSE, NO_RECONSTRUCTION, NO_FUSION]
     if others:
         parts += [NO_ALIGNMENT, MMD_ALIGNMENT]
     found += [
-        Claim(topic="losses", more=FULL, less=less, measure=GAIN, source="paper: ablation")
+        Claim(topic="parts", more=FULL, less=less, measure=GAIN, source="paper: ablation")
         for less in parts
+    ]
+    unproved = (NO_COMMITMENT, NO_SINKHORN, NO_REVIVAL, PLAIN_START)
+    found += [
+        Claim(topic="parts", more=FULL, less=less, measure=measure, source="used, not ablated")
+        for less in unproved
+        for measure in (GAIN, *(f"codes_tau:{family}" for family in families))
     ]
     found += [
         Claim(topic="distillation", more=more, less=FULL, measure=GAIN, source=SUMMARY)

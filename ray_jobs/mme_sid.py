@@ -17,7 +17,6 @@ newest checkpoint. A run that has ended is not trained again.
 
 import json
 import shutil
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,21 @@ from feature_repo.artifacts import (
 from feature_repo.base_checkpoint import BaseCheckpoint, read_base
 from feature_repo.errors import InputError
 from feature_repo.mme_sid_reader import MADE_BY, MODEL, WEIGHT_FILES
-from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
 from models.llama_sizes import LlamaSizes
 from models.mme_sid_items import MmeSidConfig
-from models.next_items import NextItems
 from ray_jobs.mme_sid_options import TrainMmeSidOptions
 from ray_jobs.mme_sid_tables import chosen_families, write_tables
-from ray_jobs.next_item_set import NextItemOptions, next_item_set, read_next_items
+from ray_jobs.next_item_fit import fit_next_items
+from ray_jobs.next_item_set import trainable_set
 from ray_jobs.progress import log, step
-from ray_jobs.ray_session import ray_session
 from ray_jobs.run_folder import (
     CURVE_FILE,
     FINISHED_FILE,
-    OWNER_FILE,
     STARTS_FILE,
     json_lines,
     run_folder,
 )
-from ray_jobs.worker_fit import fit_on_workers
 
 KIND = "model"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -73,9 +68,7 @@ def train_mme_sid(workspace: Workspace, options: TrainMmeSidOptions) -> dict[str
 
         import_bitsandbytes()
     generation = _generation(workspace, options.generation)
-    made = next_item_set(workspace, NextItemOptions(length=options.length))
-    data = read_next_items(workspace.training_sets / made.id)
-    _check(made, data)
+    made, data = trainable_set(workspace, options.length)
     model_id = content_id("model", MODEL, made.id, generation.id, base.sha256, options.what())
     folder = workspace.models / model_id
     if not (folder / MANIFEST).exists():
@@ -109,16 +102,6 @@ def _generation(workspace: Workspace, generation_id: str | None) -> Manifest:
     return read_manifest(workspace.generations / generation_id, kind="generation", made_by=made_by)
 
 
-def _check(made: Manifest, data: NextItems) -> None:
-    for name, rows in (
-        ("users with two training listens", (data.lengths_U >= 2).sum()),
-        ("validation targets that can be ranked", made.rows["valid"]),
-        ("test targets that can be ranked", made.rows["test"]),
-    ):
-        if not rows:
-            raise InputError(f"next-item set {made.id} has no {name}; ingest more events")
-
-
 def _fit(
     workspace: Workspace,
     run: Path,
@@ -127,15 +110,9 @@ def _fit(
     config: MmeSidConfig,
     options: TrainMmeSidOptions,
 ) -> None:
-    from ray_jobs.mme_sid_loop import DIVERGED_FILE, mme_sid_loop
+    from ray_jobs.mme_sid_loop import mme_sid_loop
 
-    owner = uuid.uuid4().hex
-    (run / OWNER_FILE).write_text(owner)
-    (run / DIVERGED_FILE).unlink(missing_ok=True)
     settings = {
-        "folder": str(run),
-        "owner": owner,
-        "next_item_set": str((workspace.training_sets / set_id).absolute()),
         "base": str(base.folder),
         "base_sha256": base.sha256,
         "config": asdict(config),
@@ -146,21 +123,17 @@ def _fit(
         "compiled": options.compiled,
         "checkpoint_every_s": options.checkpoint_every_s,
     }
-    with (
-        scratch_folder(workspace.models, ".ray-") as ray_folder,
-        ray_session(),
-        step("mme_sid", next_item_set=set_id, base=base.folder.name),
-    ):
-        fit_on_workers(
+    with step("mme_sid", next_item_set=set_id, base=base.folder.name):
+        fit_next_items(
+            workspace,
+            run,
             mme_sid_loop,
             settings,
-            runs=[(f"mme_sid seed {options.seed}", run)],
-            ray_folder=ray_folder.absolute(),
+            name=f"mme_sid seed {options.seed}",
+            set_id=set_id,
             workers=options.workers,
             gpu=options.gpu,
         )
-    if (run / DIVERGED_FILE).exists():
-        raise InputError(json.loads((run / DIVERGED_FILE).read_text())["error"])
 
 
 def _write_model(

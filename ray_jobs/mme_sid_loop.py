@@ -12,7 +12,6 @@ the device. A loss that is NaN or infinite is found there and ends the run.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import ray.train
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -34,7 +32,6 @@ from models.matmul_speed import matmul_flops_per_s
 from models.mme_sid import MmeSid, own_tensors
 from models.mme_sid_items import MmeSidConfig
 from models.mme_sid_training import CHOSEN_BY, MmeSidTrainer, MmeSidTraining
-from models.sasrec_training import Share
 from ray_jobs.checkpoints import (
     Checkpoints,
     Progress,
@@ -46,6 +43,7 @@ from ray_jobs.checkpoints import (
 from ray_jobs.mme_sid_base import load_backbone
 from ray_jobs.mme_sid_lora import LoraSettings, adapter_tensors
 from ray_jobs.mme_sid_tables import read_tables
+from ray_jobs.next_item_fit import is_finished, say_diverged, share_of, take_threads
 from ray_jobs.next_item_set import read_next_items
 from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, check_owner
 from ray_jobs.train_loop import agreed_start, begin
@@ -53,7 +51,6 @@ from ray_jobs.worker_group import WorkerGroup
 
 WINDOW = 16
 """Steps between two looks at the loss. Only there can a checkpoint be."""
-DIVERGED_FILE = "diverged.json"
 
 
 class Trained:
@@ -71,25 +68,15 @@ class Trained:
 
 def mme_sid_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings` are plain data, made by `ray_jobs.mme_sid`."""
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    take_threads()
     train_one(settings, WorkerGroup.of_this_worker())
 
 
 def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:
     """Trains to the end, or to a loss that is not finite, which is written down."""
-    run_folder, data_folder = Path(settings["folder"]), Path(settings["next_item_set"])
-    for folder in (run_folder, data_folder, Path(settings["base"])):
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"a worker on this node does not see {folder}: on a cluster the workspace and the "
-                "base have to lie on storage that every node mounts under the same path"
-            )
-    if group.is_first:
-        check_owner(run_folder, settings["owner"])
-    finished = torch.tensor((run_folder / FINISHED_FILE).exists())
-    if group.from_first(finished.int()):  # one answer for all, should a node see files later
+    if is_finished(settings, group):
         return
+    run_folder = Path(settings["folder"])
     trainer = _trainer(settings, group)
     flops_per_s = matmul_flops_per_s(group.device, trainer.model.dtype)
     start = agreed_start(run_folder, group)
@@ -111,7 +98,12 @@ def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:
         speed = _train_epoch(trainer, progress, group, checkpoint_if_due)
         if speed is None:
             if group.is_first:
-                _say_diverged(run_folder, progress, trainer.options)
+                where = f"epoch {progress.epoch + 1} after step {progress.batch}"
+                say_diverged(
+                    run_folder,
+                    f"the loss became not finite in {where}: give a smaller learning_rate than "
+                    f"{trainer.options.learning_rate}",
+                )
             return
         valid = trainer.metrics("valid")
         line = {
@@ -165,16 +157,12 @@ def _trainer(settings: dict[str, Any], group: WorkerGroup) -> MmeSidTrainer:
     torch.manual_seed(options.seed)
     model = MmeSid(backbone, config, **read_tables(Path(settings["folder"]), config))
 
-    def add_up(tensor: Tensor) -> None:
-        if group.world_size > 1:
-            dist.all_reduce(tensor)
-
     return MmeSidTrainer(
         model,
         read_next_items(Path(settings["next_item_set"])),
         options,
         group.device,
-        Share(rank=group.rank, workers=group.world_size, add_up=add_up),
+        share_of(group),
         rank=lora.rank,
     )
 
@@ -231,15 +219,4 @@ def write_model_files(model: MmeSid, track_ids_I: np.ndarray, folder: Path) -> N
     save_file(own, folder / OWN_FILE)
     save_file(
         {"track_ids": torch.from_numpy(track_ids_I), "matrix": matrix_ID}, folder / MATRIX_FILE
-    )
-
-
-def _say_diverged(folder: Path, progress: Progress, options: MmeSidTraining) -> None:
-    where = f"epoch {progress.epoch + 1} after step {progress.batch}"
-    write_json(
-        folder / DIVERGED_FILE,
-        {
-            "error": f"the loss became not finite in {where}: give a smaller learning_rate than "
-            f"{options.learning_rate}"
-        },
     )

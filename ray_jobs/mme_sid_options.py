@@ -9,7 +9,16 @@ from models.mme_sid_training import MmeSidTraining
 from ray_jobs.mme_sid_lora import LoraSettings
 
 CODE_STARTS = ("quantizer", "random")
-HOW = ("base", "workers", "gpu", "checkpoint_every_s", "recompute", "compiled", "ranked_users")
+HOW = (
+    "base",
+    "workers",
+    "gpu",
+    "checkpoint_every_s",
+    "accumulate",
+    "recompute",
+    "compiled",
+    "ranked_users",
+)
 """Options that change how a model is made and not which; of the base, its content counts."""
 
 

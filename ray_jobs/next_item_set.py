@@ -113,6 +113,20 @@ def next_item_set(workspace: Workspace, options: NextItemOptions) -> Manifest:
     return manifest
 
 
+def trainable_set(workspace: Workspace, length: int) -> tuple[Manifest, NextItems]:
+    """The set and its arrays; InputError also where it has nothing to learn from or to rank."""
+    made = next_item_set(workspace, NextItemOptions(length=length))
+    data = read_next_items(workspace.training_sets / made.id)
+    for name, rows in (
+        ("users with two training listens", (data.lengths_U >= 2).sum()),
+        ("validation targets that can be ranked", made.rows["valid"]),
+        ("test targets that can be ranked", made.rows["test"]),
+    ):
+        if not rows:
+            raise InputError(f"next-item set {made.id} has no {name}; ingest more events")
+    return made, data
+
+
 def read_next_items(folder: Path) -> NextItems:
     """The set as numpy arrays, split into training, validation and test."""
     users = pq.read_table(folder / USERS_FILE)

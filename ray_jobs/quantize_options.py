@@ -39,7 +39,7 @@ class QuantizeOptions:
     epochs: int = 100
     """Of `rq_vae` and `mm_rq_vae`: passes over the rows."""
     hidden: tuple[int, ...] = (512, 256)
-    """Of `mm_rq_vae`, and the five below: widths of the encoders' hidden layers."""
+    """Of `mm_rq_vae`, and the eight below: widths of the encoders' hidden layers."""
     batch_size: int = 1024
     """Rows of one step, of all workers together."""
     reconstruction: str = "mmd"
@@ -50,6 +50,12 @@ class QuantizeOptions:
     """Modality with which the others are aligned; None: collaborative, or else the first."""
     distillation_weight: float = 0.0
     """Weight of the term that draws the sum of a track's codes to what was quantized."""
+    balanced_start: bool = True
+    """Whether books start from balanced clusters."""
+    sinkhorn: bool = True
+    """Whether a batch shares the codes of the last level evenly."""
+    revival: bool = True
+    """Whether codes that no track chose come back to life."""
     balance: float | None = None
     """Of the k-means methods: largest share of a code over the even share (`models.balance`)."""
     collisions: str | None = None
@@ -132,6 +138,9 @@ class QuantizeOptions:
                 alignment=self.alignment,
                 anchor=self.anchor,
                 distillation_weight=self.distillation_weight,
+                balanced_start=self.balanced_start,
+                sinkhorn=self.sinkhorn,
+                revival=self.revival,
                 seed=self.seed,
             )
         if self.method == "pq":

@@ -22,7 +22,6 @@ newest checkpoint. A run that has ended is not trained again.
 """
 
 import json
-import uuid
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +42,6 @@ from feature_repo.artifacts import (
 )
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.schema import COLLABORATIVE
-from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
 from models.most_popular import most_popular_metrics
 from models.next_items import NextItems
@@ -52,11 +50,10 @@ from ray_jobs.collaborative_view import MADE_BY
 from ray_jobs.embed_folder import KIND, row_schema
 from ray_jobs.encoders.inputs import INPUT_HASH
 from ray_jobs.encoders.pipeline import ERROR, OK
-from ray_jobs.next_item_set import NextItemOptions, next_item_set, read_next_items
+from ray_jobs.next_item_fit import fit_next_items
+from ray_jobs.next_item_set import trainable_set
 from ray_jobs.progress import step
-from ray_jobs.ray_session import ray_session
-from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, OWNER_FILE, json_lines, run_folder
-from ray_jobs.worker_fit import fit_on_workers
+from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, json_lines, run_folder
 
 UNHEARD = "no listen in the training part"
 
@@ -96,15 +93,7 @@ def sasrec(workspace: Workspace, options: SasRecRunOptions) -> dict[str, Any]:
     Returns `encoder_id`, `next_item_set`, `tracks`, `ok` (those with a vector), `dim`, `epochs`,
     `seconds`, `users_per_second`, and of both lists `hr@10`, `ndcg@10` and the others.
     """
-    made = next_item_set(workspace, NextItemOptions(length=options.length))
-    data = read_next_items(workspace.training_sets / made.id)
-    for name, rows in (
-        ("users with two training listens", (data.lengths_U >= 2).sum()),
-        ("validation targets that can be ranked", made.rows["valid"]),
-        ("test targets that can be ranked", made.rows["test"]),
-    ):
-        if not rows:
-            raise InputError(f"next-item set {made.id} has no {name}; ingest more events")
+    made, data = trainable_set(workspace, options.length)
     encoder_id = content_id(MADE_BY, made.id, options.what())
     folder = workspace.embeddings(COLLABORATIVE, encoder_id)
     if _is_whole(folder):
@@ -126,33 +115,19 @@ def sasrec(workspace: Workspace, options: SasRecRunOptions) -> dict[str, Any]:
 
 
 def _fit(workspace: Workspace, run: Path, set_id: str, options: SasRecRunOptions) -> None:
-    from ray_jobs.sasrec_loop import DIVERGED_FILE, sasrec_loop
+    from ray_jobs.sasrec_loop import sasrec_loop
 
-    owner = uuid.uuid4().hex
-    (run / OWNER_FILE).write_text(owner)
-    (run / DIVERGED_FILE).unlink(missing_ok=True)
-    settings = {
-        "folder": str(run),
-        "owner": owner,
-        "next_item_set": str((workspace.training_sets / set_id).absolute()),
-        "options": options.what(),
-        "checkpoint_every_s": options.checkpoint_every_s,
-    }
-    with (
-        scratch_folder(workspace.models, ".ray-") as ray_folder,
-        ray_session(),
-        step("sasrec", next_item_set=set_id),
-    ):
-        fit_on_workers(
+    with step("sasrec", next_item_set=set_id):
+        fit_next_items(
+            workspace,
+            run,
             sasrec_loop,
-            settings,
-            runs=[(f"sasrec seed {options.seed}", run)],
-            ray_folder=ray_folder.absolute(),
+            {"options": options.what(), "checkpoint_every_s": options.checkpoint_every_s},
+            name=f"sasrec seed {options.seed}",
+            set_id=set_id,
             workers=options.workers,
             gpu=options.gpu,
         )
-    if (run / DIVERGED_FILE).exists():
-        raise InputError(json.loads((run / DIVERGED_FILE).read_text())["error"])
 
 
 def _write_vectors(

@@ -8,19 +8,15 @@ newest checkpoint, after a whole epoch.
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
 
 from feature_repo.artifacts import write_json
-from models.sasrec_training import CHOSEN_BY, SasRecOptions, Share, Trainer
+from models.sasrec_training import CHOSEN_BY, SasRecOptions, Trainer
 from ray_jobs.checkpoints import (
     Checkpoints,
     Progress,
@@ -29,45 +25,29 @@ from ray_jobs.checkpoints import (
     read_progress,
     write_weights,
 )
+from ray_jobs.next_item_fit import is_finished, say_diverged, share_of, take_threads
 from ray_jobs.next_item_set import read_next_items
 from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, check_owner
 from ray_jobs.train_loop import agreed_start, begin
 from ray_jobs.worker_group import WorkerGroup
 
-DIVERGED_FILE = "diverged.json"
-
 
 def sasrec_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings` are plain data, made by `ray_jobs.sasrec`."""
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    take_threads()
     train_one(settings, WorkerGroup.of_this_worker())
 
 
 def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:
     """Trains to the end, or to a loss that is not finite, which is written down."""
-    run_folder, data_folder = Path(settings["folder"]), Path(settings["next_item_set"])
-    for folder in (run_folder, data_folder):
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"a worker on this node does not see {folder}: on a cluster the workspace has to "
-                "lie on storage that every node mounts under the same path"
-            )
-    if group.is_first:
-        check_owner(run_folder, settings["owner"])
-    finished = torch.tensor((run_folder / FINISHED_FILE).exists())
-    if group.from_first(finished.int()):  # one answer for all, should a node see files later
+    if is_finished(settings, group):
         return
-
-    def add_up(tensor: Tensor) -> None:
-        if group.world_size > 1:
-            dist.all_reduce(tensor)
-
+    run_folder = Path(settings["folder"])
     trainer = Trainer(
-        read_next_items(data_folder),
+        read_next_items(Path(settings["next_item_set"])),
         SasRecOptions(**settings["options"]),
         group.device,
-        Share(rank=group.rank, workers=group.world_size, add_up=add_up),
+        share_of(group),
     )
     start = agreed_start(run_folder, group)
     progress = Progress()
@@ -84,7 +64,7 @@ def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:
             trained = trainer.epoch(progress.epoch)
         except ValueError as error:  # the same on every worker: it is told from the summed loss
             if group.is_first:
-                write_json(run_folder / DIVERGED_FILE, {"error": str(error)})
+                say_diverged(run_folder, str(error))
             return
         valid = trainer.metrics("valid")
         line = {"epoch": progress.epoch, **trained, **valid}

@@ -135,6 +135,15 @@ def quantize(
         float,
         typer.Option(help="mm_rq_vae: draws the sum of a track's codes to what was quantized."),
     ] = 0.0,
+    balanced_start: Annotated[
+        bool, typer.Option(help="mm_rq_vae: books start from balanced clusters.")
+    ] = True,
+    sinkhorn: Annotated[
+        bool, typer.Option(help="mm_rq_vae: a batch shares the last level's codes evenly.")
+    ] = True,
+    revival: Annotated[
+        bool, typer.Option(help="mm_rq_vae: codes that no track chose come back to life.")
+    ] = True,
     balance: Annotated[
         float | None,
         typer.Option(
@@ -184,6 +193,9 @@ def quantize(
         alignment=alignment,
         anchor=anchor,
         distillation_weight=distillation_weight,
+        balanced_start=balanced_start,
+        sinkhorn=sinkhorn,
+        revival=revival,
         balance=balance,
         collisions=collisions,
         sample_rows=sample_rows,

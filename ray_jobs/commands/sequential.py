@@ -86,6 +86,9 @@ def train_mme_sid(
     length: Length = 50,
     epochs: Epochs = 4,
     batch_size: BatchSize = 64,
+    accumulate: Annotated[
+        int, typer.Option(help="Passes of a step: less memory, the same gradients.")
+    ] = 1,
     learning_rate: LearningRate = 3e-4,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
     lora_alpha: Annotated[int, typer.Option(help="Their scale is alpha / rank.")] = 16,
@@ -125,6 +128,7 @@ def train_mme_sid(
         length=length,
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=accumulate,
         learning_rate=learning_rate,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,

@@ -120,7 +120,14 @@ def test_every_term_equals_the_transcription(reconstruction, alignment, distilla
 
 def test_gradients_pass_straight_through_and_codes_move_by_their_own_terms():
     """One modality, linear encoder and decoder: every gradient is written down by hand."""
-    options = replace(SMALL, hidden=(), reconstruction="mse", levels=3, distillation_weight=0.5)
+    options = replace(
+        SMALL,
+        hidden=(),
+        reconstruction="mse",
+        levels=3,
+        quantization_weight=0.3,
+        distillation_weight=0.5,
+    )
     x = {"text": blobs(60, 6, 5)}
     net, rows = net_of(options, x)
     batch = rows.batch(torch.arange(60))
@@ -138,11 +145,11 @@ def test_gradients_pass_straight_through_and_codes_move_by_their_own_terms():
     q = z - r
     back = 3 * 2 * (perceptron(stack.decoder, q) - scaled) / scaled.size
     dz = back @ stack.decoder[0].detach().double().numpy()
-    dz += options.mu * 2 * sum(r - e for r, e in steps) / 60
+    dz += 0.3 * options.mu * 2 * sum(r - e for r, e in steps) / 60
     np.testing.assert_allclose(stack.encoder[0].grad, dz.T @ scaled, rtol=1e-3, atol=1e-4)
     for level, (r, e) in enumerate(steps):
         # its own term, and distillation's 2 delta (q - z), which every level shares
-        pull = (2 * (e - r) + 0.5 * 2 * (q - z)) / 60
+        pull = (0.3 * 2 * (e - r) + 0.5 * 2 * (q - z)) / 60
         wanted = np.zeros_like(books[level])
         np.add.at(wanted, code[:, level], pull)
         np.testing.assert_allclose(stack.books[level].grad, wanted, rtol=1e-3, atol=1e-5)
@@ -264,6 +271,34 @@ def test_dead_codes_come_back_to_life():
     assert trace.revived > 0
     never = fit(x, replace(SMALL, codes=32, epochs=1))["text"][1]  # its only epoch is the last
     assert never.revived == 0
+    assert fit(x, replace(SMALL, codes=32, epochs=10, revival=False))["text"][1].revived == 0
+
+
+def test_without_sinkhorn_the_last_level_has_the_nearest_codes_too():
+    x = {"text": blobs(90, 6, 5)}
+    net, rows = net_of(replace(SMALL, sinkhorn=False), x)
+    shared, _ = net_of(SMALL, x)
+    batch = rows.batch(torch.arange(90))
+    code_BL = net.losses(batch)[1]["text"]
+    shared_BL = shared.losses(batch)[1]["text"]
+    assert torch.equal(code_BL[:, 0], shared_BL[:, 0])
+    assert not torch.equal(code_BL[:, 1], shared_BL[:, 1])
+    z = perceptron(net.stack("text").encoder, batch.x["text"].double().numpy())
+    first, last = (book.detach().double().numpy() for book in net.stack("text").books)
+    left = z - first[code_BL[:, 0]]
+    nearest = ((left[:, None] - last[None]) ** 2).sum(2).argmin(1)
+    np.testing.assert_array_equal(code_BL[:, 1], nearest)
+
+
+def test_a_plain_start_is_k_means_without_bounds():
+    """At learning rate 0 the books that come out are those of the start."""
+    x = {"text": torch.cat([0.05 * blobs(500, 6, 1), blobs(100, 6, 40) * 3])}
+    still = replace(SMALL, codes=10, epochs=1, learning_rate=0.0, weight_decay=0.0)
+    largest = []
+    for balanced_start in (True, False):
+        book, _ = fit(x, replace(still, balanced_start=balanced_start))["text"]
+        largest.append(int(torch.bincount(book.encode(x["text"])[:, 0]).max()))
+    assert largest[0] < 2 * capacity(600, 10, START_BALANCE) < largest[1]
 
 
 @pytest.mark.parametrize(
@@ -308,6 +343,10 @@ def test_what_cannot_be_fitted_is_named():
         ("alignment", "cosine"),
         ("alignment_weight", -1),
         ("distillation_weight", float("inf")),
+        ("quantization_weight", -1.0),
+        ("sinkhorn", 1),
+        ("revival", None),
+        ("balanced_start", "yes"),
     ],
 )
 def test_bad_options_are_named(field, value):

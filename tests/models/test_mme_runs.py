@@ -9,6 +9,7 @@ import torch
 
 from models.collapse import spectrum
 from models.full_ranking import ranking_metrics
+from models.mme_collaborative import Collaborative
 from models.mme_run_file import append_runs
 from models.mme_runs import Shared, world_variants
 from models.mme_variants import (
@@ -16,10 +17,12 @@ from models.mme_variants import (
     FULL,
     GIVEN,
     MSE,
+    NO_FUSION,
     POPULAR,
     RANDOM_IDS,
     SASREC,
     only,
+    sharing,
     variants_of,
 )
 from models.per_user import unpacked
@@ -31,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("mme") / "results.jsonl"
-    assert len(list(append_runs(path, small_world(), SMALL, 0, CPU))) == 14
+    assert len(list(append_runs(path, small_world(), SMALL, 0, CPU))) == 21
     return path
 
 
@@ -86,6 +89,8 @@ def test_what_is_shared_is_the_same(lines):
     """Random embeddings have the full model's IDs; only where they begin is another."""
     assert lines[RANDOM_IDS]["codes_tau"] == lines[FULL]["codes_tau"]
     assert lines[CONSISTENT]["codes_tau"] == lines[FULL]["codes_tau"]
+    assert lines[NO_FUSION]["codes_tau"] == lines[FULL]["codes_tau"]
+    assert lines[NO_FUSION]["ranks"] != lines[FULL]["ranks"]
     assert lines[MSE]["codes_tau"] != lines[FULL]["codes_tau"]
     assert lines[RANDOM_IDS]["ids_tau"]["text"]["tau"] < lines[FULL]["ids_tau"]["text"]["tau"]
 
@@ -117,6 +122,29 @@ def test_a_row_without_training_listens_is_no_collaborative_embedding():
     assert table_ID[~cold_I].any(1).all()
 
 
+def test_parts_of_the_variants_fit_each_quantizer_once():
+    variants = variants_of(("collaborative", "text", "audio"))
+    parts = sharing(variants)
+    assert sorted(one.name for part in parts for one in part) == sorted(v.name for v in variants)
+    assert [one.name for one in parts[0]] == [FULL, RANDOM_IDS, CONSISTENT, NO_FUSION]
+    keys = [part[0].fit_key for part in parts if part[0].ids != "none"]
+    assert len(set(keys)) == len(keys)
+
+
+def test_sasrec_that_was_kept_is_the_one_that_was_trained(tmp_path, lines):
+    world = small_world()
+    trained = Collaborative.trained(world.next_items, SMALL.sasrec, CPU)
+    trained.save(tmp_path / "kept.npz")
+    kept = Collaborative.load(tmp_path / "kept.npz")
+    path = tmp_path / "results.jsonl"
+    names = {FULL, SASREC}
+    found = append_runs(path, world, SMALL, 0, CPU, names=names, collaborative=kept)
+    for line in found:
+        assert line | {"seconds": 0} == lines[line["variant"]] | {"seconds": 0}
+        names.remove(line["variant"])
+    assert not names
+
+
 def test_given_embeddings_stand_beside_ours():
     world = small_world()
     raw = {"collaborative_given": world.raw["text"], "text": world.raw["text"]}
@@ -129,4 +157,4 @@ def test_given_embeddings_stand_beside_ours():
 def test_one_family_has_no_alignment():
     names = [variant.name for variant in variants_of(("collaborative",))]
     assert not any("align" in name for name in names)
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 14

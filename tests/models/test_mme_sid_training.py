@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.mme_sid import MmeSid
-from models.mme_sid_training import MmeSidTrainer, MmeSidTraining, fit
+from models.mme_sid_fit import fit
+from models.mme_sid_training import MmeSidTrainer, MmeSidTraining
 from models.next_items import NextItems
 from models.sasrec_training import Share
 from ray_jobs.mme_sid_lora import LoraSettings, add_lora
@@ -108,6 +109,21 @@ def test_workers_gradients_add_up_to_those_of_one():
     torch.testing.assert_close(
         together, torch.cat([g.flatten() for g in grads]), atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("full_softmax_up_to", [10, 200_000])
+def test_a_step_in_passes_is_the_step_at_once(full_softmax_up_to):
+    """With and without drawn items; 3 passes cut the batches unevenly, and 100 have empty ones."""
+    moments = []
+    for accumulate in (1, 3, 100):
+        changes = {"accumulate": accumulate, "full_softmax_up_to": full_softmax_up_to}
+        options = MmeSidTraining(**{**vars(OPTIONS), "negatives": 30, **changes})
+        one = trainer(options, model=prepared(dropout=0.0))
+        sums = next(one.steps(0))
+        moments.append({**one.state_tensors(), "sums": sums})
+    for again in moments[1:]:
+        for name, tensor in moments[0].items():
+            torch.testing.assert_close(again[name], tensor, atol=1e-6, rtol=1e-4)
 
 
 def test_metrics_of_two_workers_are_those_of_one():

@@ -69,9 +69,9 @@ def test_the_last_two_are_kept_with_the_best_that_they_need(tmp_path):
     assert names(tmp_path) == ["best-0001.safetensors", "best-0003.safetensors", "checkpoints"]
     assert (progress.epoch, progress.epochs_since_best, progress.batch) == (4, 0, 0)
     newest = newest_checkpoint(tmp_path)
-    assert read_progress(newest) == Progress(epoch=3, batch=64, best_auc=0.7, best_epoch=1)
+    assert read_progress(newest) == Progress(epoch=3, batch=64, best=0.7, best_epoch=1)
     checkpoints.write(progress, model, optimizer)
-    checkpoints.write(Progress(epoch=4, batch=64, best_auc=0.8, best_epoch=3), model, optimizer)
+    checkpoints.write(Progress(epoch=4, batch=64, best=0.8, best_epoch=3), model, optimizer)
     assert names(tmp_path) == ["best-0003.safetensors", "checkpoints"]
 
 

@@ -26,6 +26,7 @@ from ray_jobs.mme_sid_base import load_backbone
 from ray_jobs.mme_sid_lora import adapter_tensors
 from ray_jobs.mme_sid_options import TrainMmeSidOptions
 from ray_jobs.mme_sid_tables import chosen_families, read_tables, write_tables
+from ray_jobs.next_item_fit import DIVERGED_FILE
 from ray_jobs.next_item_set import NextItemOptions, next_item_set, read_next_items
 from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, OWNER_FILE, json_lines
 from ray_jobs.worker_group import WorkerGroup
@@ -150,7 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(world, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(world, tmp_path):
     settings = loop_settings(world, tmp_path, learning_rate=1e30, clip=1e30)
     mme_sid_loop.train_one(settings, ALONE)
-    said = json.loads((tmp_path / mme_sid_loop.DIVERGED_FILE).read_text())["error"]
+    said = json.loads((tmp_path / DIVERGED_FILE).read_text())["error"]
     assert "give a smaller learning_rate than 1e+30" in said
     assert not (tmp_path / FINISHED_FILE).exists()
 

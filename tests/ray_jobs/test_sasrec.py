@@ -20,6 +20,7 @@ from ray_jobs.assign import assign
 from ray_jobs.checkpoints import newest_checkpoint
 from ray_jobs.embed import read_embeddings
 from ray_jobs.generation_table import IDS_FILE
+from ray_jobs.next_item_fit import DIVERGED_FILE
 from ray_jobs.next_item_set import NextItemOptions, next_item_set, read_next_items
 from ray_jobs.publish import publish
 from ray_jobs.quantize import quantize
@@ -113,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(world, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(world, tmp_path):
     settings = loop_settings(world, tmp_path / "run", replace(SMALL, learning_rate=1e38))
     sasrec_loop.train_one(settings, ALONE)
-    said = json.loads((tmp_path / "run" / sasrec_loop.DIVERGED_FILE).read_text())["error"]
+    said = json.loads((tmp_path / "run" / DIVERGED_FILE).read_text())["error"]
     assert "give a smaller learning_rate" in said
     assert not (tmp_path / "run" / FINISHED_FILE).exists()
 
