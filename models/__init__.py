@@ -1,1 +1,1 @@
-"""Quantizers, rankers and their metrics. Imports torch and numpy only."""
+"""Quantizers, rankers and their metrics. Imports torch, numpy and numba only."""

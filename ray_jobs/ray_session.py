@@ -31,6 +31,7 @@ def ray_session() -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
+            address="local",  # without it Ray joins what a `ray start` of this machine left running
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
             object_store_memory=_store_bytes(),
             include_dashboard=False,

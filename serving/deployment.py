@@ -152,6 +152,7 @@ def running(
         ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     elif not joined:
         ray.init(
+            address="local",  # without it Ray joins what a `ray start` of this machine left running
             num_cpus=max(LOGICAL_CPUS, replicas),
             include_dashboard=False,
             log_to_driver=False,

@@ -30,7 +30,7 @@ def test_every_option_in_it_exists():
     group = typer.main.get_command(app)
     every = [group, *group.commands.values()]
     every += [sub for c in group.commands.values() for sub in getattr(c, "commands", {}).values()]
-    known = {option for c in every for p in c.params for option in p.opts}
+    known = {option for c in every for p in c.params for option in (*p.opts, *p.secondary_opts)}
     known |= {"--help", "--quick"}  # the second is the benchmarks'
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", TEXT)) <= known
 

@@ -264,7 +264,7 @@ def test_a_withdrawn_shadow_is_gone(world, releases):
 
 def test_the_thread_looks_by_itself_and_ends(world, load):
     make_release(world.workspace, world.old)
-    took_over = threading.Event()
+    before, took_over = set(threading.enumerate()), threading.Event()
 
     def loading(release):
         ranker = load(release)
@@ -279,4 +279,5 @@ def test_the_thread_looks_by_itself_and_ends(world, load):
     live.stop()  # waits for the load
     assert live_model(live) == world.new
     assert live_release(world.workspace).model_id == world.new
-    assert not any(thread.name == "live-releases" for thread in threading.enumerate())
+    started = set(threading.enumerate()) - before
+    assert not any(thread.name == "live-releases" for thread in started)

@@ -27,7 +27,8 @@ def replicas() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "ServeReplica" in " ".join(process.cmdline())
+        if process.status() != psutil.STATUS_ZOMBIE
+        and "ServeReplica" in " ".join(process.cmdline())
     ]
 
 
