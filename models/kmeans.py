@@ -11,6 +11,7 @@ Shape suffixes: N rows, M rows of one part, S pooled rows, D dims, K codes.
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def kmeans(
     rows = _Rows(x_ND, centroids, prefix, device, part_rows or len(x_ND), shards)
     objectives: list[float] = []
     repaired, converged = 0, False
-    with only_each():
+    with only_each() if device.type == "cpu" else nullcontext():
         while len(objectives) < iterations and not converged:
             objective, moved, filled = rows.iterate()
             if moved + filled == 0:
