@@ -8,6 +8,7 @@ one of MERT's shape. The model by itself, on windows in host memory, is measured
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,11 @@ from feature_repo.artifacts import content_id
 from feature_repo.schema import TRACK_ID
 from models.encoders.llama_fast import FastLlama
 from models.llama import load_llama
-from ray_jobs.embed_benchmark import pipeline_rate
 from ray_jobs.encoders.audio_networks import CUDA_WINDOWS
 from ray_jobs.encoders.hf_audio import AudioEncoder
 from ray_jobs.encoders.text import PREPARED
 from ray_jobs.encoders.text_networks import PackedNetwork
+from ray_jobs.pipeline_rate import pipeline_rate
 
 WINDOW_S, MERT = 5.0, SHAPES["MERT-95M"]
 SOUND_CHUNK, TEXT_CHUNK = 32, 512
@@ -41,8 +42,8 @@ TINY = {
 TINY_CHUNK, TINY_CHUNKS, TINY_WINDOWS = 8, 8, 2
 SOUNDS = {"tracks of 30 s": 6, "tracks of 120 s": 24}
 """Windows of a track: of a preview, and the most that `embed` takes."""
-SOUND_WINDOWS, TEXTS = 64_000, 24_576
-"""In all."""
+SOUND_WINDOWS, TEXTS, QUICK = 64_000, 24_576, 2
+"""In all; `--quick` takes half as many."""
 DECODERS = 8
 SHORTEST, LONGEST = 3, 500
 LLAMA_1B = {
@@ -66,19 +67,19 @@ def pipelines(folder: Path, *, cuda: bool, quick: bool) -> dict[str, Any]:
     model, last = model_folder(folder / "mert", MERT), MERT["num_hidden_layers"]
     for name, windows in SOUNDS.items():
         sound = made_sound(model, windows, (last,), "bfloat16")
-        tracks = made_tracks(SOUND_WINDOWS // windows)
+        tracks = made_tracks(SOUND_WINDOWS // windows // (QUICK if quick else 1))
         rates = pipeline_rate(sound, tracks, chunk=SOUND_CHUNK, decoders=DECODERS, gpu=True)
         rates["model_alone"] = alone(sound) / windows
         answer[name] = _shown(f"MERT-95M, {name}", rates, windows * WINDOW_S / 3600)
-    rates = pipeline_rate(
-        MadeTexts(), made_tracks(TEXTS), chunk=TEXT_CHUNK, decoders=DECODERS, gpu=True
-    )
+    texts = made_tracks(TEXTS // (QUICK if quick else 1))
+    rates = pipeline_rate(MadeTexts(), texts, chunk=TEXT_CHUNK, decoders=DECODERS, gpu=True)
     return answer | {"texts": _shown("Llama-1B, texts", rates, (SHORTEST + LONGEST) / 2)}
 
 
 def _shown(name: str, rates: dict[str, float], unit: float) -> dict[str, float]:
     """`unit`: audio-hours or tokens of a track."""
-    found = {key: rate if key == "ratio" else rate * unit for key, rate in rates.items()}
+    of_tracks = ("pipeline", "bare", "model_alone")
+    found = {key: rate * unit if key in of_tracks else rate for key, rate in rates.items()}
     print(
         f"    {name}: " + ", ".join(f"{key} {rate:,.3f}" for key, rate in found.items()), flush=True
     )
@@ -126,10 +127,10 @@ def model_folder(folder: Path, shape: dict[str, Any]) -> Path:
 def alone(sound: MadeSound) -> float:
     """Windows a second of the model, from windows in host memory to vectors there."""
     cut_WT = np.resize(sound._made_WT, (8 * CUDA_WINDOWS, sound.samples))
-    sound._network.means([cut_WT])
+    sound._network.begin([cut_WT])()
     started, calls = time.perf_counter(), 4
     for _ in range(calls):
-        sound._network.means([cut_WT])
+        sound._network.begin([cut_WT])()
     return calls * len(cut_WT) / (time.perf_counter() - started)
 
 
@@ -137,7 +138,7 @@ def alone(sound: MadeSound) -> float:
 class MadeTexts:
     """Texts of mixed length that are tokenised already."""
 
-    columns: ClassVar[tuple[str, ...]] = ("audio_uri",)
+    columns: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[dict[str, object]] = {"shape": LLAMA_1B}
 
     @property
@@ -170,5 +171,9 @@ class MadeTexts:
         return PackedNetwork(FastLlama(model), False, device)
 
     def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
+        return self.begin(prepared)()
+
+    def begin(self, prepared: pa.Table) -> Callable[[], list[np.ndarray | str]]:
         tokens = [row.values.to_numpy() for chunk in prepared["input"].chunks for row in chunk]
-        return list(self._network.means(tokens))
+        finish = self._network.begin(tokens)
+        return lambda: list(finish())

@@ -36,7 +36,14 @@ from ray_jobs.embed_folder import (
     write_todo,
 )
 from ray_jobs.embed_options import EmbedOptions
-from ray_jobs.embed_run import Rates, chunk_size, connected_pools, shown, written_parts
+from ray_jobs.embed_run import (
+    Rates,
+    chunk_size,
+    connected_pools,
+    shown,
+    store_bytes,
+    written_parts,
+)
 from ray_jobs.encoders.choose import make_encoder
 from ray_jobs.encoders.inputs import Inputs
 from ray_jobs.encoders.pipeline import OK, Encoder
@@ -97,7 +104,7 @@ def _embed_missing(
 ) -> None:
     """Does the tracks that have no row of their present input."""
     todo = folder.todo
-    with ray_session():
+    with ray_session(store_bytes(encoder, options)):
         sizes = connected_pools(encoder, options)
         with folder.run() as run:
             chunk = chunk_size(encoder, options)

@@ -4,13 +4,9 @@ Run: `crescendo embed --modality audio --encoder mert ... --benchmark`; in Pytho
 Takes tracks from all over the catalogue through the stages one after the other in this process and
 writes nothing that stays. A stage's rate is that of one worker; times its workers it is what the
 stage can do, and the smallest of these is what the job will do at most.
-
-`pipeline_rate` compares a run of the whole pipeline on Ray with the bare loop over its model stage.
 """
 
-import copy
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,33 +15,28 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from feature_repo.errors import InputError
 from feature_repo.schema import TRACK_ID
 from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
-from ray_jobs.embed_folder import TODO_FILE
 from ray_jobs.embed_options import EmbedOptions
-from ray_jobs.embed_run import Pools, Rates, chunk_size, pools, written_parts
+from ray_jobs.embed_run import Pools, Rates, chunk_size, pools
 from ray_jobs.encoders.choose import make_encoder
 from ray_jobs.encoders.pipeline import (
-    CHUNK,
     Encoder,
     EncoderActor,
     Preparer,
     has_cpu_stage,
-    read_chunk,
     write_part,
 )
 from ray_jobs.progress import log
-from ray_jobs.ray_session import MIN_LOGICAL_CPUS, ray_session
+from ray_jobs.ray_session import MIN_LOGICAL_CPUS
 
 T = TypeVar("T")
 PREPARE, ENCODE, WRITE = "prepare", "encode", "write"
 SAMPLE_CHUNKS = 4
 """Measured; one more goes before them, which loads the model."""
-BARE_CHUNKS = 16
 
 
 def benchmark(workspace: Workspace, options: EmbedOptions) -> dict[str, Any]:
@@ -133,53 +124,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def pipeline_rate(
-    encoder: Encoder, tracks: pa.Table, *, chunk: int, decoders: int = 1, gpu: bool = False
-) -> dict[str, float]:
-    """Tracks a second of the pipeline with one actor, of the bare loop, and their ratio.
-
-    The bare loop is `encode` over chunks that are prepared already, in this process, and its first
-    chunk is not counted. Nor is in the pipeline what comes before its first part, Ray's start and
-    the loading of the model, which a long job does once; nor the quarter of the parts that follows,
-    which were prepared meanwhile. `tracks`: at least three chunks with the encoder's columns,
-    prepared faster than they are encoded, or it is `prepare` that is measured.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pq.write_table(tracks, folder / TODO_FILE, row_group_size=chunk)
-        chunks = -(-tracks.num_rows // chunk)
-        if chunks < 3:
-            raise InputError(
-                f"{tracks.num_rows} tracks in chunks of {chunk}: expected three chunks"
-            )
-        bare_loop = copy.copy(encoder)  # it keeps its model, which the actors are not to be sent
-        before = _bare_seconds(bare_loop, folder / TODO_FILE, min(chunks, BARE_CHUNKS), gpu=gpu)
-        sizes = Pools(actors=1, decoders=decoders, gpu=gpu)
-        with ray_session():
-            ends: list[tuple[float, int]] = []
-            for part in written_parts(folder / TODO_FILE, folder, encoder, sizes):
-                ends.append((time.perf_counter(), part["tracks"]))
-        # On both sides of it: other processes may have come or gone.
-        after = _bare_seconds(bare_loop, folder / TODO_FILE, min(chunks, BARE_CHUNKS), gpu=gpu)
-    settled = max(1, len(ends) // 4)
-    piped = sum(count for _, count in ends[settled:]) / (ends[-1][0] - ends[settled - 1][0])
-    bare = 2 / (before + after)
-    return {"pipeline": piped, "bare": bare, "ratio": piped / bare}
-
-
-def _bare_seconds(encoder: Encoder, todo: Path, chunks: int, *, gpu: bool) -> float:
-    """Of `encode` for each track of all chunks but the first."""
-    encode = EncoderActor(encoder, gpu=gpu)
-    prepare = Preparer(encoder) if has_cpu_stage(encoder) else None
-    spent, tracks = 0.0, 0
-    for number in range(chunks):
-        rows = read_chunk(todo, pa.table({CHUNK: [number]}))
-        rows = prepare(rows) if prepare else rows
-        started = time.perf_counter()
-        encode(rows)
-        if number:
-            spent += time.perf_counter() - started
-            tracks += rows.num_rows
-    return spent / tracks

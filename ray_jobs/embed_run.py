@@ -9,6 +9,7 @@ What passes through the driver is a line of counts for each part that a worker h
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -38,12 +39,16 @@ CPU_ACTORS = 2
 SOUND_CHUNK, OTHER_CHUNK = 32, 512
 """Tracks that go through the stages together: enough windows or texts to sort and pack, and few
 enough bytes: 32 tracks have 184 MB of samples at most."""
+TRACK_BYTES, STORE_PART = 5_760_000, 3
+"""Samples of a track at most, 120 s of 24 kHz; and Ray Data lets one stage fill a third of the
+object store, counting the chunks that are being decoded: in a small store all but a few decoders
+stand still."""
 ACTOR_CPUS, DECODER_CPUS, WRITER_CPUS = 0.4, 0.4, 0.1
 """Logical CPUs of each: whole ones wait for each other for ever on a small machine."""
 IN_FLIGHT, GPU_IN_FLIGHT = 2, 4
-"""Chunks that an actor has been given: one at work, one waiting, which a model's actor puts
-together meanwhile in a thread of its own. More only fill memory, unless a chunk takes a GPU less
-time (32 previews 50 ms) than Ray Data takes to hand the next one out."""
+"""Chunks that an actor has been given: one at work, one waiting, whose windows a model's actor
+copies meanwhile in a thread of its own. More only fill memory, unless a chunk takes a GPU less time
+(32 previews 50 ms) than Ray Data takes to hand the next one out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,27 @@ def pools(encoder: Encoder, options: EmbedOptions, *, cpus: float, gpus: int) ->
             f"{ACTOR_CPUS + WRITER_CPUS:g} and a decoder {DECODER_CPUS:g}"
         )
     return Pools(actors=actors, decoders=decoders, gpu=gpu)
+
+
+def store_bytes(encoder: Encoder, options: EmbedOptions) -> int:
+    """What the object store needs for the decoders of this machine's GPUs not to wait for it.
+
+    Nothing without a GPU: a CPU takes seconds for a chunk, and memory is dearer.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    gpu = bool(gpus) if options.gpu is None else options.gpu
+    decoders, actors = options.decoders or os.cpu_count() or 1, options.actors or gpus
+    sizes = Pools(actors=actors, decoders=decoders, gpu=gpu)
+    return flight_bytes(encoder, sizes, chunk_size(encoder, options))
+
+
+def flight_bytes(encoder: Encoder, pools: Pools, chunk: int) -> int:
+    """Of an object store in which each decoder has a chunk of sound, and each GPU its chunks."""
+    if not pools.gpu or not has_cpu_stage(encoder) or "audio_uri" not in encoder.columns:
+        return 0
+    return STORE_PART * (pools.decoders + GPU_IN_FLIGHT * pools.actors) * chunk * TRACK_BYTES
 
 
 def connected_pools(encoder: Encoder, options: EmbedOptions) -> Pools:
@@ -133,11 +159,14 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
 
 
 def _pool(size: int, *, in_flight: int, calls: int) -> Any:
-    """`calls`: chunks that an actor reads or hands on at a time; the stage has one at a time."""
+    """`calls`: chunks that an actor has at work, in a thread each: `encoders/turns.py` says how."""
     import ray.data
 
     return ray.data.ActorPoolStrategy(
-        size=size, max_tasks_in_flight_per_actor=in_flight, max_concurrent_calls_per_actor=calls
+        size=size,
+        max_tasks_in_flight_per_actor=in_flight,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
     )
 
 

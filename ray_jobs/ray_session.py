@@ -12,14 +12,18 @@ from contextlib import contextmanager
 
 LEAST_STORE_BYTES, SHARED_MEMORY = 512 * 2**20, "/dev/shm"
 STORE_SHARE = 16
-"""A local object store takes this part of the free shared memory. Ray Data keeps as much in flight
-as half the store holds: decoders that feed a GPU make a gigabyte a second, in pieces of 184 MB."""
+"""A local object store takes this part of the free shared memory, unless a job asks for more: Ray
+Data keeps in flight up to half of what the store holds, whether anything waits for it or not."""
 MIN_LOGICAL_CPUS = 8
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """A connected Ray. One that runs already is used and left running."""
+def ray_session(store_bytes: int = 0) -> Iterator[None]:
+    """A connected Ray. One that runs already is used and left running.
+
+    `store_bytes`: what the object store of a Ray of our own should hold at least, as far as half of
+    the free shared memory goes; it takes what is put there and no more.
+    """
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
@@ -33,7 +37,7 @@ def ray_session() -> Iterator[None]:
         ray.init(
             address="local",  # without it Ray joins what a `ray start` of this machine left running
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
-            object_store_memory=_store_bytes(),
+            object_store_memory=_store_bytes(store_bytes),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -45,5 +49,6 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def _store_bytes() -> int:
-    return max(LEAST_STORE_BYTES, shutil.disk_usage(SHARED_MEMORY).free // STORE_SHARE)
+def _store_bytes(wanted: int) -> int:
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return max(LEAST_STORE_BYTES, free // STORE_SHARE, min(wanted, free // 2))

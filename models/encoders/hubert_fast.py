@@ -9,7 +9,7 @@ and replayed as a CUDA graph, while the next windows are copied. Windows travel 
 Shapes: B windows of a batch, W windows in all, T samples, F frames, D hidden, K wanted states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -26,6 +26,7 @@ from models.encoders.hubert_front import (
     StridedConvolution,
     strided_convolutions,
 )
+from models.encoders.sent_home import sent_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +191,10 @@ def _weights(layer: Layer, following: Layer | None, model: Hubert) -> LayerWeigh
 class HubertStream:
     """Means of any number of windows, in batches of one shape, copies hidden behind arithmetic.
 
-    On CUDA a batch is recorded at the second call and replayed from then on; the next batch's
-    samples travel on a stream of their own. A last batch that is not full keeps old windows in
-    its other rows: windows do not see each other.
+    On CUDA a batch is recorded once and replayed; the next batch's samples travel on a stream of
+    their own, those of the next call of `begin` too. A last batch that is not full keeps old
+    windows in its other rows: windows do not see each other. One thread may begin while another
+    waits for its means, and two may not begin at once.
     """
 
     def __init__(
@@ -209,27 +211,38 @@ class HubertStream:
         hidden = model.sizes.hidden
         self.means_BKD = torch.zeros(batch, len(self.states), hidden, device=self.device)
         self.step = Replayed(self._step, self.device)
+        self.batches = 0
+        if self.device.type == "cuda":
+            self.copies = torch.cuda.Stream(self.device)
+            # Blocking: a wait that spins would take a core from the decoders.
+            self.sent, self.used = (
+                [torch.cuda.Event(blocking=True) for _ in range(2)] for _ in range(2)
+            )
+            for _ in range(2):  # compiled, then recorded: later another thread may be waiting
+                self.step()
 
     def _step(self) -> None:
         self.means_BKD.copy_(self.model(self.input_BT, self.states))
 
     def __call__(self, pieces: Sequence[np.ndarray]) -> Tensor:
-        """(W, K, D) float32 on the host, of int16 windows in pieces of (any number, T) there.
+        """(W, K, D) float32 on the host, of int16 windows in pieces of (any number, T) there."""
+        return self.begin(pieces)()
+
+    def begin(self, pieces: Sequence[np.ndarray]) -> Callable[[], Tensor]:
+        """Starts with the windows; the call that it returns waits for their means.
 
         Pieces are read where they lie, in shared memory for instance: one array of all would cost
-        another copy of every sample, while the device waits.
+        another copy of every sample. They are not read any more when it returns.
         """
         starts = np.cumsum([0, *map(len, pieces)])
         count = int(starts[-1])
         means_WKD = torch.empty(count, *self.means_BKD.shape[1:], device=self.device)
         cuda = self.device.type == "cuda"
-        if cuda:
-            copies, main = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-            sent, used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
-        for number, first in enumerate(range(0, count, self.batch)):
-            slot, end = number % 2, min(first + self.batch, count)
+        for first in range(0, count, self.batch):
+            slot, end = self.batches % 2, min(first + self.batch, count)
+            self.batches += 1
             if cuda:
-                sent[slot].synchronize()  # the host's copy of two batches ago has left
+                self.sent[slot].synchronize()  # the host's copy of two batches ago has left
             host_BT = self.on_host[slot].numpy()
             for piece, start in zip(pieces, starts, strict=False):
                 low, high = max(first, start), min(end, start + len(piece))
@@ -238,13 +251,14 @@ class HubertStream:
             if not cuda:
                 means_WKD[first:end] = self.model(self.on_host[slot, : end - first], self.states)
                 continue
-            with torch.cuda.stream(copies):
-                copies.wait_event(used[slot])
+            main = torch.cuda.current_stream(self.device)
+            with torch.cuda.stream(self.copies):
+                self.copies.wait_event(self.used[slot])
                 self.arrived[slot].copy_(self.on_host[slot], non_blocking=True)
-                sent[slot].record(copies)
-            main.wait_event(sent[slot])
+                self.sent[slot].record(self.copies)
+            main.wait_event(self.sent[slot])
             self.input_BT.copy_(self.arrived[slot])
-            used[slot].record(main)
+            self.used[slot].record(main)
             self.step()
             means_WKD[first:end].copy_(self.means_BKD[: end - first])
-        return means_WKD.cpu()
+        return sent_home(means_WKD)

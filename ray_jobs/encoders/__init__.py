@@ -8,6 +8,8 @@ settings, and loads a model only at the first `encode`, in the actor. All have t
     settings                    everything that changes a vector, hashed into the id
     encoder_id                  `<name>-<hash of the settings>`
     encode(rows: pa.Table)      for each row a float32 vector, or the reason why there is none
+    begin(rows: pa.Table)       optional: starts the work of `encode` on a device; the call that
+                                it returns waits for what `encode` gives
 
 `rows` are tracks, or where there is work for CPUs that a GPU must not wait for, what this makes of
 them in a process of its own:

