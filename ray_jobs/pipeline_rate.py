@@ -1,7 +1,7 @@
 """The whole embedding pipeline on Ray against a bare loop over its model stage.
 
-`benchmarks/encoders_pipeline.py` runs it. Both stages write down when they begin and end each chunk,
-so that a pipeline that falls behind says where.
+`benchmarks/encoders_pipeline.py` runs it. Both stages write down when they begin and end each
+chunk, so that a pipeline that falls behind says where.
 """
 
 import copy
