@@ -1,9 +1,10 @@
-"""Rankers that share nothing but their rows, trained side by side: a Ray task each, N at a time.
+"""Rankers that share nothing but their rows, trained side by side: N workers, each a run at a time.
 
-Called by `train_all` for `crescendo study --parallel N`. A task is a group of one worker: it trains
-its run to the end and writes its model, so that scoring the test part is shared out too. A worker
-that dies has its task started again `RESTARTS` times, which goes on from the run's checkpoint. GPUs
-are split evenly: N runs on one card book 1/N of it each.
+Called by `train_all` for `crescendo study --parallel N`. A worker is a Ray actor that takes one run
+after the other, since starting one (torch, a CUDA context) costs more than a small run. It trains a
+run to the end and writes its model, so that scoring the test part is shared out too. A worker that
+dies is started again, and its run is tried `RESTARTS` times more, from the run's checkpoint on.
+GPUs are split evenly: of N workers on one card each books 1/N.
 """
 
 import os
@@ -33,6 +34,7 @@ def train_side_by_side(
     RuntimeError when the last restart of a run has failed, which ends the others.
     """
     import ray
+    from ray.util import ActorPool
 
     resources = ray.cluster_resources()
     cpus, gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
@@ -41,66 +43,72 @@ def train_side_by_side(
     if gpu and not gpus:
         raise InputError("runs on a GPU need one, Ray has 0: give --cpu")
     use_gpu = bool(gpus) if gpu is None else gpu
-    task = ray.remote(
-        num_cpus=1, num_gpus=_share(gpus, parallel) if use_gpu else 0, max_retries=RESTARTS
-    )(_train_and_write)
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    workers = min(parallel, len(runs))
+    start = ray.remote(
+        num_cpus=1,
+        num_gpus=_share(gpus, workers) if use_gpu else 0,
+        max_restarts=-1,  # bounded by the tries of each run
+        max_task_retries=RESTARTS,
+    )(_Worker)
+    threads = max(1, (os.cpu_count() or 1) // workers)
     absolute = Workspace(workspace.root.absolute())  # a worker may stand in another folder
-    numbers: dict[Any, int] = {}
+    group = [start.remote(absolute, write_model, use_gpu, threads) for _ in range(workers)]
+    pool = ActorPool(group)
     written: list[Written] = [None] * len(runs)
     with shown([(f"{run.options.model} seed {run.options.seed}", run.folder) for run in runs]):
         try:
-            for number, run in enumerate(runs):
-                if len(numbers) == parallel:
-                    _take_one(numbers, written)
-                numbers[task.remote(absolute, run, write_model, use_gpu, threads)] = number
-            while numbers:
-                _take_one(numbers, written)
+            for numbered in enumerate(runs):
+                pool.submit(lambda worker, of_run: worker.train.remote(*of_run), numbered)
+            while pool.has_next():
+                number, answer = pool.get_next_unordered()
+                written[number] = answer
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(
+                f"a run's worker died {RESTARTS + 1} times; what all runs have done is kept, and "
+                "the same command goes on from there"
+            ) from error
         finally:  # a Ray that others use too would train on
-            for unfinished in numbers:
-                ray.cancel(unfinished, force=True)
+            for worker in group:
+                ray.kill(worker)
     return written
 
 
-def _share(gpus: int, parallel: int) -> float:
-    """Of one card, in the ten-thousandths that Ray counts; a run never books more than one."""
-    return 1.0 if gpus >= parallel else gpus * 10_000 // parallel / 10_000
+def _share(gpus: int, workers: int) -> float:
+    """Of one card, in the ten-thousandths that Ray counts, so that all workers find a place.
+
+    A worker never books more than one card.
+    """
+    of_one_card = -(-workers // gpus)
+    return 10_000 // of_one_card / 10_000
 
 
-def _take_one(numbers: dict[Any, int], written: list[Written]) -> None:
-    """Waits until a task has ended and keeps its answer; raises what the task raised."""
-    import ray
+class _Worker:
+    """A Ray actor."""
 
-    (ended,), _ = ray.wait(list(numbers))
-    number = numbers.pop(ended)
-    try:
-        written[number] = ray.get(ended)
-    except ray.exceptions.WorkerCrashedError as error:
-        raise RuntimeError(
-            f"a run's worker died {RESTARTS + 1} times; what all runs have done is kept, and the "
-            "same command goes on from there"
-        ) from error
+    def __init__(
+        self,
+        workspace: Workspace,
+        write_model: Callable[[Workspace, Run], dict[str, Any]],
+        use_gpu: bool,
+        threads: int,
+    ) -> None:
+        import ray
+        import torch
 
+        from ray_jobs.worker_group import WorkerGroup
 
-def _train_and_write(
-    workspace: Workspace,
-    run: Run,
-    write_model: Callable[[Workspace, Run], dict[str, Any]],
-    use_gpu: bool,
-    threads: int,
-) -> Written:
-    """One task, in a Ray worker process."""
-    import ray
-    import torch
+        torch.set_num_threads(threads)
+        self.workspace, self.write_model = workspace, write_model
+        self.group = WorkerGroup(
+            rank=0,
+            world_size=1,
+            device=torch.device("cuda" if use_gpu else "cpu"),
+            node=ray.get_runtime_context().get_node_id(),
+        )
 
-    from ray_jobs.train_loop import train_one
-    from ray_jobs.worker_group import WorkerGroup
+    def train(self, number: int, run: Run) -> tuple[int, Written]:
+        """Trains and writes one run. Returns `number` and what `write_model` answers."""
+        from ray_jobs.train_loop import train_one
 
-    torch.set_num_threads(threads)
-    group = WorkerGroup(
-        rank=0,
-        world_size=1,
-        device=torch.device("cuda" if use_gpu else "cpu"),
-        node=ray.get_runtime_context().get_node_id(),
-    )
-    return write_model(workspace, run) if train_one(run.settings, group) else None
+        finite = train_one(run.settings, self.group)
+        return number, self.write_model(self.workspace, run) if finite else None
