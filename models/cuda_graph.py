@@ -28,6 +28,11 @@ class Replayed:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize(self.device)
-            with torch.cuda.device(self.device), torch.cuda.graph(self.graph):
+            # thread_local: threads that read ahead may pin memory meanwhile, which ends a recording
+            # of the default mode. The first run of a process compiles meanwhile, later ones do not.
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+            ):
                 self.step()
         self.graph.replay()

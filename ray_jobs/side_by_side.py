@@ -50,7 +50,7 @@ def train_side_by_side(
         max_restarts=-1,  # bounded by the tries of each run
         max_task_retries=RESTARTS,
     )(_Worker)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     absolute = Workspace(workspace.root.absolute())  # a worker may stand in another folder
     group = [start.remote(absolute, write_model, use_gpu, threads) for _ in range(workers)]
     pool = ActorPool(group)
@@ -102,7 +102,7 @@ class _Worker:
         self.group = WorkerGroup(
             rank=0,
             world_size=1,
-            device=torch.device("cuda" if use_gpu else "cpu"),
+            device=torch.device("cuda:0" if use_gpu else "cpu"),
             node=ray.get_runtime_context().get_node_id(),
         )
 

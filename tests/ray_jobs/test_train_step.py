@@ -1,5 +1,7 @@
 """One training step: by hand on the CPU; recorded as a graph on CUDA against the CPU."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,30 @@ def test_a_recorded_step_trains_as_the_cpu_does(name, compiled, monkeypatch):
     assert losses == pytest.approx(expected_losses, rel=2e-3)
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=2e-2, atol=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_is_recorded_while_a_thread_reads_ahead():
+    ended, sizes, failed = threading.Event(), iter(range(1_000_000)), []
+
+    def pin_memory():
+        try:
+            while not ended.is_set():  # each of another size: none is found among those let go
+                torch.zeros(4096 + 1024 * next(sizes)).pin_memory().to("cuda", non_blocking=True)
+        except RuntimeError as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=pin_memory)
+    reader.start()
+    try:
+        for _ in range(10):
+            losses, _ = train("din", torch.device("cuda"), [BATCH] * 3)
+            assert np.isfinite(losses).all()
+    finally:
+        ended.set()
+        reader.join()
+    assert not failed
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=ON_CUDA)])
