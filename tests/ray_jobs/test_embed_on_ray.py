@@ -191,7 +191,8 @@ def test_the_pipelines_rate_is_compared_with_the_bare_loops(bands: Workspace) ->
     tracks = pa.table({"track_id": range(24), "audio_uri": ["tune.flac"] * 24})
     found = pipeline_rate(encoder, tracks, chunk=4)
     assert found["ratio"] == pytest.approx(found["pipeline"] / found["bare"])
-    assert min(found["pipeline"], found["bare"], found["decoding"]) > 0
+    assert min(found["pipeline"], found["bare"]) > 0
     assert 0 <= found["idle"] < 1
+    assert found["lay_ready_s"] > 0
     with pytest.raises(InputError, match="24 tracks in chunks of 12: expected three chunks"):
         pipeline_rate(encoder, tracks, chunk=12)
