@@ -27,7 +27,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from models.mme_variants import POPULAR, SASREC
+from models.mme_variants import PAPER_SASREC, POPULAR, SASREC
 
 QUICK_USERS = 100
 RUNS_FILE = "runs.jsonl"
@@ -101,11 +101,13 @@ def run(chosen: argparse.Namespace) -> None:
             for seed in range(chosen.seeds)
             for world in worlds
         }
-        # The first part is the longest, and what all claims need: it waits for no other SASRec.
+        # The longest parts, and what all claims need: they wait for no other SASRec.
         for done in as_completed(first):
             world, seed = first[done]
             names = next(names for path, names in parts if path == world)
-            futures.append(pool.submit(one_part, world, seed, names, until))
+            futures += [
+                pool.submit(one_part, world, seed, part, until) for part in ((PAPER_SASREC,), names)
+            ]
         futures += [
             pool.submit(one_part, world, seed, names, until)
             for world, names in parts[len(worlds) :]
@@ -116,7 +118,8 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def parts_of(worlds: Sequence[Path]) -> list[tuple[Path, tuple[str, ...]]]:
-    """Names of variants that one process runs, those first that most claims need."""
+    """Names of variants that one process runs: a world's full model and what shares its quantizer
+    first, then the ablations, and last what reads no semantic IDs."""
     from models.mme_runs import world_variants
     from models.mme_variants import sharing
     from models.mme_world import MmeWorld
@@ -128,7 +131,8 @@ def parts_of(worlds: Sequence[Path]) -> list[tuple[Path, tuple[str, ...]]]:
         ]
         for path in worlds
     ]
-    return [part for parts in zip_longest(*by_world) for part in parts if part is not None]
+    ordered = [[full, *reversed(others)] for full, *others in by_world]
+    return [part for parts in zip_longest(*ordered) for part in parts if part is not None]
 
 
 def prepare_process() -> None:
@@ -208,6 +212,7 @@ def options_of(world: str, *, quick: bool) -> Any:
         training=replace(options.training, epochs=2),
         quantizer=replace(options.quantizer, epochs=1, codes=8),
         sasrec=replace(options.sasrec, epochs=2),
+        paper_sasrec=replace(options.paper_sasrec, epochs=2),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from models.mme_collaborative import Collaborative
 from models.mme_runs import RunOptions, Shared, world_variants
-from models.mme_variants import POPULAR, SASREC
+from models.mme_variants import PAPER_SASREC, POPULAR, SASREC
 from models.mme_world import MmeWorld
 
 
@@ -36,7 +36,7 @@ def append_runs(
     the same world and seed, if it is there already. Yields each line once it is written. A line
     that a kill cut off is taken out and run again.
     """
-    everything = [SASREC, POPULAR, *(one.name for one in world_variants(world))]
+    everything = [SASREC, POPULAR, PAPER_SASREC, *(one.name for one in world_variants(world))]
     wanted = set(everything if names is None else names) - _done(results, world.name, seed)
     if not wanted:
         return
@@ -49,6 +49,8 @@ def append_runs(
 
 def _lines(shared: Shared, wanted: set[str]) -> Iterator[dict[str, Any]]:
     yield from (line for line in shared.baselines() if line["variant"] in wanted)
+    if PAPER_SASREC in wanted:
+        yield shared.paper_sasrec()
     for variant in world_variants(shared.world):
         if variant.name in wanted:
             yield shared.run(variant)

@@ -38,7 +38,15 @@ from models.mme_sid import MmeSid
 from models.mme_sid_fit import fit as fit_model
 from models.mme_sid_items import MmeSidConfig
 from models.mme_sid_training import CHOSEN_BY, MmeSidTrainer, MmeSidTraining
-from models.mme_variants import COLLABORATIVE, GIVEN, POPULAR, SASREC, Variant, variants_of
+from models.mme_variants import (
+    COLLABORATIVE,
+    GIVEN,
+    PAPER_SASREC,
+    POPULAR,
+    SASREC,
+    Variant,
+    variants_of,
+)
 from models.mme_world import MmeWorld
 from models.most_popular import most_popular_ranks
 from models.next_items import HeldOut, last_rows
@@ -50,6 +58,9 @@ FROM_SCRATCH = MmeSidTraining(
     epochs=10, batch_size=128, learning_rate=1e-3, ranked_users=RANKED_USERS
 )
 """More and larger steps than the paper's, which fine-tunes."""
+BCE_SASREC = SasRecOptions(loss="bce", dropout=0.5, epochs=400, patience=20)
+"""Loss and dropout of Kang and McAuley 2018 for a sparse set. It learns slowly: patience 5 would
+end it on a plateau."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,8 @@ class RunOptions:
     """Its seed and `bf16` are the run's own. A tau is taken of as many items as `length`."""
     quantizer: MmRqVaeOptions = field(default_factory=lambda: MmRqVaeOptions(learning_rate=1e-3))
     sasrec: SasRecOptions = field(default_factory=SasRecOptions)
+    paper_sasrec: SasRecOptions = field(default_factory=lambda: BCE_SASREC)
+    """The second baseline, which gives no embeddings to anything."""
 
     def sizes(self) -> LlamaSizes:
         return LlamaSizes(
@@ -121,6 +134,12 @@ class Shared:
             self._line(SASREC, of.ranks_V, seconds=of.seconds, epochs=of.epochs),
             self._line(POPULAR, popular_V, seconds=0.0, epochs=0),
         ]
+
+    def paper_sasrec(self) -> dict[str, Any]:
+        """Trains SASRec as its own paper does; its line."""
+        options = replace(self.options.paper_sasrec, seed=self.seed)
+        of = Collaborative.trained(self.data, options, self.device)
+        return self._line(PAPER_SASREC, of.ranks_V, seconds=of.seconds, epochs=of.epochs)
 
     def run(self, variant: Variant) -> dict[str, Any]:
         """Trains one variant and measures it. ValueError for a loss that is not finite."""

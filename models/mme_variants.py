@@ -4,7 +4,8 @@
 
 The full model reads every family's raw embeddings and semantic IDs; the IDs' embeddings begin as
 the quantizer's, which was trained with MMD reconstruction and contrastive alignment (paper
-section 3). Two baselines stand beside: SASRec and the most-popular list.
+section 3). Three baselines stand beside: SASRec, SASRec as its own paper trains it, and the
+most-popular list.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 FULL = "full"
 SASREC = "SASRec"
+PAPER_SASREC = "SASRec, its paper's loss"
 POPULAR = "most popular"
 COLLABORATIVE = "collaborative"
 GIVEN = "collaborative_given"

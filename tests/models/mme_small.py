@@ -40,4 +40,7 @@ SMALL = RunOptions(
     training=MmeSidTraining(length=8, epochs=3, batch_size=16, learning_rate=1e-2),
     quantizer=MmRqVaeOptions(levels=2, codes=6, hidden=(16,), latent_dims=6, epochs=4),
     sasrec=SasRecOptions(width=8, layers=1, length=8, epochs=3, batch_size=16),
+    paper_sasrec=SasRecOptions(
+        loss="bce", width=8, layers=1, length=8, epochs=2, patience=1, batch_size=16
+    ),
 )

@@ -18,6 +18,7 @@ from models.mme_variants import (
     GIVEN,
     MSE,
     NO_FUSION,
+    PAPER_SASREC,
     POPULAR,
     RANDOM_IDS,
     SASREC,
@@ -25,7 +26,7 @@ from models.mme_variants import (
     sharing,
     variants_of,
 )
-from models.per_user import unpacked
+from models.per_user import LARGEST, unpacked
 from tests.models.mme_small import SMALL, small_world
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("mme") / "results.jsonl"
-    assert len(list(append_runs(path, small_world(), SMALL, 0, CPU))) == 21
+    assert len(list(append_runs(path, small_world(), SMALL, 0, CPU))) == 22
     return path
 
 
@@ -46,12 +47,20 @@ def lines(results):
 
 def test_every_variant_has_its_line(lines):
     names = [variant.name for variant in variants_of(("collaborative", "text", "audio"))]
-    assert list(lines) == [SASREC, POPULAR, *names]
+    assert list(lines) == [SASREC, POPULAR, PAPER_SASREC, *names]
     for line in lines.values():
         assert (line["world"], line["seed"]) == ("planted", 0)
         ranks_V = unpacked(line["ranks"])
         assert len(ranks_V) == 60
         assert line["metrics"] == pytest.approx(ranking_metrics(ranks_V))
+
+
+def test_sasrec_of_its_paper_is_trained_with_its_own_options(lines):
+    of = Collaborative.trained(small_world().next_items, SMALL.paper_sasrec, CPU)
+    np.testing.assert_array_equal(
+        unpacked(lines[PAPER_SASREC]["ranks"]), np.minimum(of.ranks_V, LARGEST)
+    )
+    assert lines[PAPER_SASREC]["ranks"] != lines[SASREC]["ranks"]
 
 
 def test_the_popular_list_is_ranked_by_training_counts_alone(lines):
