@@ -10,9 +10,8 @@ from typing import Any
 
 from ray_jobs.bootstrap import COVERAGE, DRAWS
 from ray_jobs.mme_claims import GAIN, NOT_SHOWN, RANK, REPRODUCED, REVERSED
-from ray_jobs.report.markup import Section, element, table
+from ray_jobs.report.markup import Section, element, table, two_lines
 from ray_jobs.report.mme_tables import (
-    CLAIM_HEADS,
     RANKING,
     claim_cells,
     diagnostics_of,
@@ -55,7 +54,7 @@ def _section(world: str, found: dict[str, Any]) -> Section:
     section.parts.append(
         table(
             f"{world}: directions",
-            [*CLAIM_HEADS, "said by"],
+            ["Claimed larger, than what", "verdict", f"difference, {COVERAGE:.0%} interval"],
             [_claim_row(claim) for claim in found["claims"]],
         )
     )
@@ -107,8 +106,13 @@ def _section(world: str, found: dict[str, Any]) -> Section:
 
 
 def _claim_row(claim: dict[str, Any]) -> list[object]:
+    """Three columns: the verdict is in sight on a narrow screen too."""
     more, less, measure, difference, interval, verdict = claim_cells(claim)
-    return [more, less, measure, difference, interval, element("b", verdict), claim["source"]]
+    return [
+        two_lines(f"{more}, {less}", f"{measure}; {claim['source']}"),
+        element("b", verdict),
+        two_lines(difference, interval),
+    ]
 
 
 def spectrum_curves(spectra: dict[str, list[float]]) -> Figure:
