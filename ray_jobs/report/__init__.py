@@ -3,9 +3,9 @@
     crescendo report
 
 Writes `<workspace>/reports/report.html`: the live release and the counts, how good the semantic
-IDs are, how the models trained, how they rank the test part, and the listening log. It needs no
-network: plotly.js is in the page. What does not exist yet is left out, with the command that makes
-it; what is damaged is named, and the rest is shown.
+IDs are, how the models trained, how they rank the test part, what MME-SID's models do where there
+are any, and the listening log. It needs no network: plotly.js is in the page. What does not exist
+yet is left out, with the command that makes it; what is damaged is named, and the rest is shown.
 """
 
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from ray_jobs.progress import step
 from ray_jobs.report.ids_section import semantic_ids
+from ray_jobs.report.mme_section import sequential
 from ray_jobs.report.model_sections import test_part, training
 from ray_jobs.report.overview import head, listening_log
 from ray_jobs.report.page import page, write_page
@@ -54,6 +55,7 @@ def report(workspace: Workspace) -> dict[str, Any]:
             semantic_ids(workspace, live),
             training(workspace, compared),
             test_part(workspace, compared, study, ceiling, live),
+            *([mme] if (mme := sequential(workspace)) else []),
             listening_log(workspace),
         ]
         text = page(top, sections)

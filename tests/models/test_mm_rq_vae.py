@@ -352,3 +352,15 @@ def test_what_cannot_be_fitted_is_named():
 def test_bad_options_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be "):
         MmRqVaeOptions(**{field: value})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("reconstruction", ["mmd", "mse"])
+def test_a_cuda_device_fits_like_the_cpu(reconstruction):
+    x, options = two(), replace(SMALL, epochs=4, reconstruction=reconstruction)
+    found, expected = fit(x, options, device=torch.device("cuda")), fit(x, options)
+    for name, (book, trace) in found.items():
+        # The same start and batches; rounding alone parts the two, and grows step by step.
+        assert trace.reconstruction == pytest.approx(expected[name][1].reconstruction, rel=0.05)
+        assert book.latent.residuals[0].device.type == "cpu"
+        assert len(torch.unique(book.encode(x[name]), dim=0)) > options.codes

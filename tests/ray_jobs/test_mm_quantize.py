@@ -146,6 +146,15 @@ def test_code_embeddings_are_the_latent_books(quantized):
         read_code_embeddings(workspace, plain["generation_id"])
 
 
+def test_any_set_of_modalities_is_fitted_without_a_collaborative_one_too(tmp_path):
+    workspace = Workspace(tmp_path)
+    write_catalogue(workspace, clustered(60, {"image": 7, "text": 5}))
+    result = quantize(workspace, replace(OPTIONS, modalities=("image", "text"), epochs=1))
+    rows = ids(workspace, result["generation_id"])
+    assert list(rows[1]) == ["track_id", "image_sid", "text_sid"]
+    assert set(read_code_embeddings(workspace, result["generation_id"])) == {"image", "text"}
+
+
 def test_one_modality_and_collisions(quantized):
     workspace, _ = quantized
     alone = replace(OPTIONS, modalities=("audio",), collisions="extra_level")

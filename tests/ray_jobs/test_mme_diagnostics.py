@@ -1,6 +1,7 @@
 """`crescendo collapse` and `forgetting` of a trained model and of a generation."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from scipy.stats import kendalltau
 from feature_repo.artifacts import newest
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.mme_sid_reader import read_mme_sid
+from feature_repo.workspace import Workspace
 from ray_jobs.generation_vectors import family_ids
 from ray_jobs.mme_diagnostics import DiagnosticsOptions, collapse, forgotten
 from ray_jobs.mme_sid import train_mme_sid
 from ray_jobs.next_item_set import read_next_items
+from ray_jobs.report import report
 from ray_jobs.report.diagnostics_page import print_collapse, print_forgetting
 from tests.ray_jobs.html_page import Page
 from tests.ray_jobs.mme_sid_world import DIMS, published_world, small
@@ -131,6 +134,32 @@ def test_pages_and_tables_show_what_was_measured(made, capsys):
     assert [trace["name"] for trace in bars["data"]] == ["by distance", "by cosine"]
     print_forgetting(taus)
     assert "text projected" in capsys.readouterr().out
+
+
+def test_the_report_shows_them_of_the_newest_model(made):
+    workspace, model, _ = made
+    ranks, taus = collapse(workspace, model)[0]["tables"], forgotten(workspace, model)[0]["taus"]
+    answer = report(workspace)
+    page = Page(answer["path"])
+    shown = page.row("text projected")
+    assert shown[1] == f"{ranks['text projected']['effective_rank']:.1f}"
+    assert shown[3] == f"{taus['text projected']['distance']['tau']:.4f}"
+    assert page.row("scored with")[3] == ""
+    assert len(page.row(str(model.model_id))) == 5
+    go.Figure(page.figures()["mme-taus"])
+    assert "study of its claims" in answer["left_out"]
+
+
+def test_the_report_names_the_commands_that_measure_them(made, tmp_path):
+    workspace = Workspace(tmp_path / "copy")
+    shutil.copytree(made[0].root, workspace.root, ignore=shutil.ignore_patterns("reports"))
+    answer = report(workspace)
+    text = Page(answer["path"]).text
+    for command in ("collapse", "forgetting"):
+        assert f"{workspace.root} {command} --model-id {made[1].model_id}" in text
+    assert {"spectrum of its tables", "Kendall's tau"} <= set(answer["left_out"])
+    (workspace.reports / f"collapse-{made[1].model_id}.json").write_text("{")
+    assert "is not JSON" in Page(report(workspace)["path"]).text
 
 
 def test_what_is_not_there_is_refused(made):
