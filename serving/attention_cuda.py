@@ -1,4 +1,4 @@
-"""The attention weights of `serving/attention_kernel.py` on a CUDA device, as a Triton kernel.
+"""The attention weights of `serving/score_kernel.py` on a CUDA device, as a Triton kernel.
 
     s_ct = bias + sum_h linear_h (p_t + q_c)_h + absolute_h |p_t + q_c|_h
 

@@ -3,21 +3,25 @@
     fast = FastScores(ScoreTables.of(model, config, lookup))
     logits_C = fast.logits(history_L, tracks_C)
 
-`serving/score_tables.py` has the formulas; `serving/cuda_scores.py` does the same on a GPU. What a
-candidate adds does not depend on the user: for catalogues up to TABLE_BYTES it is summed up once a
-release for every track, and a request only copies its candidates' rows.
+`serving/score_tables.py` has the formulas, `serving/score_kernel.py` the loops;
+`serving/cuda_scores.py` does the same on a GPU. What a candidate adds does not depend on the user:
+for catalogues up to TABLE_BYTES it is summed up once a release for every track, and a request only
+copies its candidates' rows.
 
-Shape suffixes: C candidates, L listens, T history positions, Z attention units, U = Z T, H hidden
-width of the attention, Q = Z H, O width of the tower's first layer, N columns of a sum, M of one
-source, I entries, R rows of the candidates' sums.
+Shape suffixes: C candidates, L listens, T history positions, Z attention units, H hidden width of
+the attention, O width of the tower's first layer, N columns of a sum, M of one source, X numbers, S
+sources of codes, I entries, R rows of a table, D width of an embedding.
 """
+
+from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from serving.attention_kernel import add_code_rows, attention_scores, negated_columns
-from serving.score_tables import OfTracks, ScoreTables, Side
+from serving.score_kernel import LINE, add_code_rows, key_rows, logits, workspace_size
+from serving.score_tables import OfCodes, OfTracks, ScoreTables, Side
 
 TABLE_BYTES = 256 * 2**20
 """Of the candidates' sums of one release: 140,000 tracks of MCCA (d' = 64). Saves a request a third
@@ -25,58 +29,80 @@ of what is left of its pass; a larger catalogue's sums are made at each request.
 
 
 class FastScores:
-    """Logits of one release's model. Equal to `model(batch)` up to rounding."""
+    """Logits of one release's model. Equal to `model(batch)` up to rounding.
+
+    Any thread may ask.
+    """
 
     def __init__(self, tables: ScoreTables) -> None:
         self._tables = tables
         self._code_rows = {f: rows.numpy() for f, rows in tables.items.code_rows_FIL.items()}
+        self._keys = _Keys(tables)
         linear_ZH, absolute_ZH = tables.linear_ZH.numpy(), tables.absolute_ZH.numpy()
         # linear = w (1 + a) / 2, absolute = w (1 - a) / 2; the kernel takes w a, w and w (1 - a).
-        self._of_key_ZH = linear_ZH - absolute_ZH
-        self._of_query_ZH = linear_ZH + absolute_ZH
-        self._of_larger_ZH = 2 * absolute_ZH
+        self._attention = (
+            linear_ZH - absolute_ZH,
+            linear_ZH + absolute_ZH,
+            2 * absolute_ZH,
+            tables.score_bias_Z.numpy(),
+        )
+        outputs = len(tables.queries.bias_N) - tables.linear_ZH.numel()
+        weight_NO = tables.weight_NO
+        self._weight_XO = (
+            np.zeros((0, outputs), np.float32) if weight_NO is None else weight_NO.numpy()
+        )
+        self._tower = _flattened(outputs, tables.after_first)
+        self._spaces: list[np.ndarray] = []
+        """Of the kernel, none of them in use."""
+        self._space = workspace_size(
+            len(tables.queries.bias_N),
+            len(tables.keys) * tables.history_length,
+            len(self._weight_XO),
+            int(self._tower[0].max()),
+        )
         entries = len(tables.items.track_ids_I) + 1
         self._queries_IN: np.ndarray | None = None
         if entries * len(tables.queries.bias_N) * 4 <= TABLE_BYTES:
             with torch.inference_mode():
                 self._queries_IN = self._sums(tables.queries, np.arange(entries))
 
-    @torch.inference_mode()
     def logits(
         self, history_L: np.ndarray, tracks_C: np.ndarray, numbers_CN: Tensor | None = None
     ) -> Tensor:
         """(C,) for candidates `tracks_C` (C at least 1) of a user with these listens,
         newest last; `numbers_CN` as `Batch.numbers_BN`."""
-        tables, units = self._tables, len(self._tables.keys)
+        tables = self._tables
         entries_C = tables.items.entries(tracks_C)
         if self._queries_IN is None:
-            rows_RN, rows_C = self._sums(tables.queries, entries_C), np.arange(len(entries_C))
+            with torch.inference_mode():
+                rows_RN, rows_C = self._sums(tables.queries, entries_C), np.arange(len(entries_C))
         else:
             rows_RN, rows_C = self._queries_IN, entries_C
-        of_queries = units * tables.hidden
-        hidden_CO = torch.from_numpy(rows_RN[rows_C, of_queries:])
-        newest_T = history_L[-tables.history_length :]
-        if len(newest_T):
-            entries_T = tables.items.entries(newest_T)
-            both_ZTN = np.stack([self._sums(side, entries_T) for side in tables.keys])
-            negated_QC = np.empty((of_queries, len(rows_C)), dtype=np.float32)
-            negated_columns(rows_RN, rows_C, negated_QC)
-            scores_ZTC = np.empty((units, len(newest_T), len(tracks_C)), dtype=np.float32)
-            attention_scores(
-                both_ZTN,
-                negated_QC,
-                self._of_key_ZH,
-                self._of_query_ZH,
-                self._of_larger_ZH,
-                tables.score_bias_Z.numpy(),
-                scores_ZTC,
-            )
-            values_UO = torch.from_numpy(both_ZTN).flatten(0, 1)[:, tables.hidden :]
-            hidden_CO.addmm_(torch.from_numpy(scores_ZTC).flatten(0, 1).t(), values_UO)
-        if tables.weight_NO is not None:
+        if tables.weight_NO is None:
+            numbers_CX = np.empty((len(rows_C), 0), dtype=np.float32)
+        else:
             assert numbers_CN is not None
-            hidden_CO.addmm_(tables.numbers.standardised(numbers_CN), tables.weight_NO)
-        return tables.after_first(hidden_CO).squeeze(-1)
+            with torch.inference_mode():
+                numbers_CX = tables.numbers.standardised(numbers_CN).numpy()
+        keys_ZTN = self._keys.rows(tables.items.entries(history_L[-tables.history_length :]))
+        logits_C = np.empty(len(rows_C), dtype=np.float32)
+        try:
+            space = self._spaces.pop()
+        except IndexError:
+            space = _aligned(self._space)
+        logits(
+            rows_RN,
+            rows_C,
+            keys_ZTN,
+            *self._attention,
+            self._weight_XO,
+            numbers_CX,
+            *self._tower,
+            space,
+            logits_C,
+        )
+        self._spaces.append(space)
+        return torch.from_numpy(logits_C)
 
     def _sums(self, side: Side, entries_C: np.ndarray) -> np.ndarray:
         """float32 (C, N)."""
@@ -92,3 +118,64 @@ class FastScores:
                 rows_IL, table_RM = self._code_rows[source.family], source.table_RM.numpy()
                 add_code_rows(entries_C, rows_IL, table_RM, source.first, out_CN)
         return out_CN
+
+
+class _Keys:
+    """The keys' sides of all units, as one call of the kernel takes them.
+
+    Every source of a key has all columns; the ID embeddings are a source of one unit.
+    """
+
+    def __init__(self, tables: ScoreTables) -> None:
+        sources = [(z, source) for z, side in enumerate(tables.keys) for source in side.sources]
+        ((unit, tracks),) = [(z, one) for z, one in sources if isinstance(one, OfTracks)]
+        of_codes = [(z, one) for z, one in sources if isinstance(one, OfCodes)]
+        self._bias_ZN = torch.stack([side.bias_N for side in tables.keys]).numpy()
+        columns, rows_FIL = self._bias_ZN.shape[1], tables.items.code_rows_FIL
+        rows_SIL, tables_SRN = np.zeros((0, 0, 0), np.int32), np.zeros((0, 0, columns), np.float32)
+        if of_codes:
+            rows_SIL = torch.stack([rows_FIL[one.family] for _, one in of_codes]).numpy()
+            tables_SRN = torch.stack([one.table_RM for _, one in of_codes]).numpy()
+        self._arguments = (
+            self._bias_ZN,
+            rows_SIL,
+            tables_SRN,
+            np.array([z for z, _ in of_codes], dtype=np.int64),
+            tables.items.id_rows_I.numpy(),
+            tracks.table_RD.detach().numpy(),
+            tracks.weight_DM.numpy(),
+            unit,
+        )
+
+    def rows(self, entries_T: np.ndarray) -> np.ndarray:
+        """float32 (Z, T, N)."""
+        units, columns = self._bias_ZN.shape
+        out_ZTN = np.empty((units, len(entries_T), columns), dtype=np.float32)
+        key_rows(entries_T, *self._arguments, out_ZTN)
+        return out_ZTN
+
+
+def _flattened(
+    outputs: int, after_first: nn.Sequential
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Widths of the tower's layers, then slopes, weights and biases as the kernel takes them."""
+    modules = list(after_first)
+    activations = cast(list[nn.PReLU], modules[::2])
+    layers = cast(list[nn.Linear], modules[1::2])
+
+    def flat(parts: Iterable[Tensor]) -> np.ndarray:
+        return torch.cat([part.detach().flatten() for part in parts]).numpy()
+
+    return (
+        np.array([outputs, *(layer.out_features for layer in layers)]),
+        flat(activation.weight for activation in activations),
+        flat(layer.weight.t() for layer in layers),
+        flat(layer.bias for layer in layers),
+    )
+
+
+def _aligned(size: int) -> np.ndarray:
+    """float32, from the beginning of a cache line: a vector read across two takes twice as long."""
+    room = np.empty(size + LINE, dtype=np.float32)
+    skipped = -room.ctypes.data // room.itemsize % LINE
+    return room[skipped : skipped + size]

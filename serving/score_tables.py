@@ -17,7 +17,7 @@ PReLU is taken apart, so that what remains inside the loop over listens is an ab
 
     sum_h w_h PReLU(x_h) = sum_h w_h (1 + a_h) / 2 x_h + w_h (1 - a_h) / 2 |x_h|
 
-(`serving/attention_kernel.py` makes it a maximum, which costs an addition less).
+(`serving/score_kernel.py` makes it a maximum, which costs an addition less).
 
 Shape suffixes: C candidates, T history positions, I entries (the last one is that of unknown
 tracks), L levels, Z attention units, H hidden width of the attention, O width of the tower's first

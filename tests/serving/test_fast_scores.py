@@ -1,5 +1,7 @@
 """The tabulated forward pass gives the model's own logits, whoever else is in the request."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import serving.fast_scores
-from serving.attention_kernel import attention_scores, negated_columns
 from serving.fast_scores import FastScores
+from serving.score_kernel import logits, workspace_size
 from serving.score_tables import ScoreTables
 from tests.serving.random_ranker import MODELS, NUMBERS, TRACKS, of_model, random_ranker
 
@@ -69,40 +71,62 @@ def test_a_catalogue_too_large_for_a_table_has_the_same_logits(model, monkeypatc
     np.testing.assert_allclose(logits, tabulated.logits(TRACKS[:50], tracks_C), atol=1e-6)
 
 
-@pytest.mark.parametrize("width", [1, 8, 19, 64])
-@pytest.mark.parametrize("candidates", [1, 16, 37])
-def test_attention_scores_are_the_formulas(width, candidates):
-    units, positions = 2, 5
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 20),
+    candidates=st.integers(1, 300),
+    positions=st.integers(0, 9),
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    numbers=st.integers(0, 3),
+)
+def test_the_kernels_logits_are_the_formulas(width, candidates, positions, widths, numbers):
+    units, widths_D = 2, [*widths, 1]
     rng = np.random.default_rng(width)
 
     def drawn(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    keys_ZTN, rows_RN = drawn(units, positions, width + 3), drawn(50, units * width + 4)
+    rows_RN, keys_ZTN = (
+        drawn(50, units * width + widths[0]),
+        drawn(units, positions, width + widths[0]),
+    )
     weight_ZH, slope_ZH, bias_Z = drawn(units, width), drawn(units, width), drawn(units)
+    weight_XO, numbers_CX = drawn(numbers, widths[0]), drawn(candidates, numbers)
+    slopes_D = [drawn(before) for before in widths]
+    weights_D = [drawn(before, after) for before, after in pairwise(widths_D)]
+    biases_D = [drawn(after) for after in widths_D[1:]]
     rows_C = rng.integers(0, 50, candidates)
-    negated_QC = np.empty((units * width, candidates), dtype=np.float32)
-    negated_columns(rows_RN, rows_C, negated_QC)
-    queries_CQ = rows_RN[rows_C, : units * width]
-    np.testing.assert_array_equal(negated_QC, -queries_CQ.T)
-
-    scores_ZTC = np.empty((units, positions, candidates), dtype=np.float32)
-    attention_scores(
+    size = workspace_size(rows_RN.shape[1], units * positions, numbers, max(widths_D))
+    logits_C = np.empty(candidates, dtype=np.float32)
+    logits(
+        rows_RN,
+        rows_C,
         keys_ZTN,
-        negated_QC,
         weight_ZH * slope_ZH,
         weight_ZH,
         weight_ZH * (1 - slope_ZH),
         bias_Z,
-        scores_ZTC,
+        weight_XO,
+        numbers_CX,
+        np.array(widths_D),
+        np.concatenate(slopes_D),
+        np.concatenate([weight_IO.ravel() for weight_IO in weights_D]),
+        np.concatenate(biases_D),
+        np.empty(size, dtype=np.float32),
+        logits_C,
     )
-    # s = sum_h w_h PReLU(p_h + q_h) + bias, in double precision
-    p_ZTCH = keys_ZTN[:, :, None, :width].astype(np.float64)
-    q_ZTCH = queries_CQ.reshape(candidates, units, width).transpose(1, 0, 2)[:, None]
-    h_ZTCH = p_ZTCH + q_ZTCH
-    active_ZTCH = np.where(h_ZTCH > 0, h_ZTCH, slope_ZH[:, None, None] * h_ZTCH)
-    expected = (active_ZTCH * weight_ZH[:, None, None]).sum(-1) + bias_Z[:, None, None]
-    np.testing.assert_allclose(scores_ZTC, expected, atol=1e-4)
+    # s = sum_h w_h PReLU(p_h + q_h) + bias, then the tower, in double precision
+    doubled_CN, keys_ZTN = rows_RN[rows_C].astype(np.float64), keys_ZTN.astype(np.float64)
+    q_CZH = doubled_CN[:, : units * width].reshape(candidates, units, width)
+    h_CZTH = keys_ZTN[None, :, :, :width] + q_CZH[:, :, None]
+    active_CZTH = np.where(h_CZTH > 0, h_CZTH, slope_ZH[:, None] * h_CZTH)
+    scores_CZT = (active_CZTH * weight_ZH[:, None]).sum(-1) + bias_Z[:, None]
+    x_CO = doubled_CN[:, units * width :] + np.tensordot(scores_CZT, keys_ZTN[..., width:], 2)
+    x_CO += numbers_CX.astype(np.float64) @ weight_XO
+    for slope_O, weight_IO, bias_O in zip(slopes_D, weights_D, biases_D, strict=True):
+        x_CO = np.where(x_CO > 0, x_CO, slope_O * x_CO) @ weight_IO + bias_O
+    scale = max(1, np.abs(x_CO).max())
+    np.testing.assert_allclose(logits_C, x_CO[:, 0], atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("model", ["dnn", "deepfm", "sim", "transformer"])
