@@ -4,27 +4,16 @@ Feast hands rows to `online_write_batch` and takes rows from `online_read` as me
 value. This is the slow door, kept for every plain Feast caller; columns are the fast one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-from feast.protos.feast.types import Value_pb2
-from feast.protos.feast.types.Value_pb2 import Value
+from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
 from feature_repo.errors import InputError
 from feature_repo.stores.packed_columns import Column, Kind
 
-_LISTS = {
-    "INT32_LIST": Value_pb2.Int32List,
-    "INT64_LIST": Value_pb2.Int64List,
-    "FLOAT_LIST": Value_pb2.FloatList,
-    "DOUBLE_LIST": Value_pb2.DoubleList,
-    "BOOL_LIST": Value_pb2.BoolList,
-    "UNIX_TIMESTAMP_LIST": Value_pb2.Int64List,
-    "STRING_LIST": Value_pb2.StringList,
-    "BYTES_LIST": Value_pb2.BytesList,
-}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,14 +36,23 @@ def arrow_from_protos(name: str, kind: Kind, values: Sequence[Value | None]) -> 
     return pa.array(out, type=kind.arrow)
 
 
-def protos_from_column(column: Column) -> list[Value]:
-    """One message a row; an unset one for null."""
-    attribute = f"{column.kind.name.lower()}_val"
-    values = column.stored_values()
-    if not column.kind.is_list:
-        return [Value() if v is None else Value(**{attribute: v}) for v in values]
-    message = _LISTS[column.kind.name]
-    return [Value() if v is None else Value(**{attribute: message(val=v)}) for v in values]
+def add_messages(messages: Any, kind: Kind, values: Iterable[Any]) -> None:
+    """Appends a message a value (as `Column.stored_values` gives them), an unset one for null.
+
+    `messages` is a repeated field of Value. Each is filled where it lies: protobuf copies a message
+    that is made first and appended then, by way of its bytes, at every level of nesting.
+    """
+    attribute, add = f"{kind.name.lower()}_val", messages.add
+    for value in values:
+        message = add()
+        if value is None:
+            continue
+        if not kind.is_list:
+            setattr(message, attribute, value)
+        elif value:
+            getattr(message, attribute).val.extend(value)
+        else:
+            getattr(message, attribute).SetInParent()  # an empty list is not a null
 
 
 def rows_of_protos(columns: Mapping[str, Column]) -> list[dict[str, Value]]:
@@ -62,7 +60,11 @@ def rows_of_protos(columns: Mapping[str, Column]) -> list[dict[str, Value]]:
     if not columns:
         return []
     names = list(columns)
-    by_feature = [protos_from_column(column) for column in columns.values()]
+    by_feature = []
+    for column in columns.values():
+        holder = RepeatedValue()
+        add_messages(holder.val, column.kind, column.stored_values())
+        by_feature.append(holder.val)
     return [dict(zip(names, row, strict=True)) for row in zip(*by_feature, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Packed rows of one view to columns, whatever fields they were packed from.
+"""Packed rows of one view to columns or to values, whatever fields they were packed from.
 
 Rows say by a fingerprint which fields they hold. Almost always those are the view's own. A row
 that was packed before a field was added reads as null in that field; a field that the view no
@@ -8,18 +8,21 @@ Shape suffixes: N entities.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from feast import RepoConfig
 
 from feature_repo.errors import ArtifactError, InputError
-from feature_repo.stores.packed_columns import Column, column_from_arrow, null_column
+from feature_repo.stores.packed_columns import Column, Kind, column_from_arrow, null_column
 from feature_repo.stores.packed_row import OtherFieldsError, RowCodec, fingerprints
 from feature_repo.stores.packed_view import PackedView
+
+FEW_ROWS = 16
+"""Rows that are read one by one: from some twenty on columns are the faster way."""
 
 
 class Codecs:
@@ -56,6 +59,58 @@ class ReadRows:
     event_us_N: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadValues:
+    """The same as Python values, feature by feature: as `Column.stored_values` gives them."""
+
+    kinds: Mapping[str, Kind]
+    values: Mapping[str, Sequence[Any]]
+    found: Sequence[bool]
+    event_us: Sequence[int]
+
+
+def read_values(
+    config: RepoConfig,
+    view: PackedView,
+    features: Sequence[str],
+    rows: list[bytes | None],
+    codecs: Codecs,
+) -> ReadValues:
+    """`read_rows` as Python values, by the way that is the faster one for so many rows."""
+    if len(rows) <= FEW_ROWS:
+        _check(view, features)
+        try:
+            return _few_rows(view, features, rows)
+        except OtherFieldsError:
+            pass  # rare: columns of all field lists, below
+    read = read_rows(config, view, features, rows, codecs)
+    return ReadValues(
+        kinds=view.codec.kinds,
+        values={name: column.stored_values() for name, column in read.columns.items()},
+        found=read.found_N.tolist(),
+        event_us=read.event_us_N.tolist(),
+    )
+
+
+def _few_rows(view: PackedView, features: Sequence[str], rows: list[bytes | None]) -> ReadValues:
+    one, nulls = view.one_row, [None] * len(features)
+    by_row = [nulls if row is None else one.values(row, features) for row in rows]
+    return ReadValues(
+        kinds=view.codec.kinds,
+        values={name: [values[n] for values in by_row] for n, name in enumerate(features)},
+        found=[row is not None for row in rows],
+        event_us=[0 if row is None else one.event_us(row) for row in rows],
+    )
+
+
+def _check(view: PackedView, features: Sequence[str]) -> None:
+    for name in features:
+        if name not in view.codec.kinds:
+            raise InputError(
+                f"view {view.name} has no feature {name!r}; it has {list(view.codec.kinds)}"
+            )
+
+
 def read_rows(
     config: RepoConfig,
     view: PackedView,
@@ -68,11 +123,7 @@ def read_rows(
     Raises InputError for a feature that the view does not have, ArtifactError for rows that
     cannot be read.
     """
-    for name in features:
-        if name not in view.codec.kinds:
-            raise InputError(
-                f"view {view.name} has no feature {name!r}; it has {list(view.codec.kinds)}"
-            )
+    _check(view, features)
     present = cast(list[bytes], rows)
     try:
         joined = b"".join(present)

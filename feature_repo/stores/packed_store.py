@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from feast import FeatureView, RepoConfig, utils
+from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.errors import InputError
+from feature_repo.stores.packed_asked import asked_entities
 from feature_repo.stores.packed_columns import Column, Columns
 from feature_repo.stores.packed_protos import moment, rows_of_protos
-from feature_repo.stores.packed_reading import Codecs, read_rows
+from feature_repo.stores.packed_reading import Codecs, read_rows, read_values
 from feature_repo.stores.packed_response import add_to_response
 from feature_repo.stores.packed_sequences import SequenceRows
 from feature_repo.stores.packed_view import Keys, PackedView, packed_view
@@ -226,26 +227,28 @@ class PackedOnlineStore(OnlineStore):
         """Feast's hook between reference and response: here all views in one round trip."""
         asked, places = [], []
         for table, _ in grouped_refs:
-            entities, indexes, length = utils._get_unique_entities(
-                table, join_key_values, entity_name_to_join_key_map
-            )
             packed = self.packed(config, table)
-            asked.append((packed, keys_of(packed, utils._get_entity_key_protos(entities))))
-            places.append((indexes, length))
+            keys, entity_of = asked_entities(
+                packed, table, join_key_values, entity_name_to_join_key_map
+            )
+            asked.append((packed, keys))
+            places.append(entity_of)
         fetched = self._fetch(config, asked)
-        for (table, features), (packed, _), (indexes, length), rows in zip(
+        for (table, features), (packed, _), entity_of, rows in zip(
             grouped_refs, asked, places, fetched, strict=True
         ):
             add_to_response(
                 online_features_response,
                 table,
                 features,
-                read_rows(config, packed, features, rows, self._codecs),
-                indexes,
-                length,
+                read_values(config, packed, features, rows, self._codecs),
+                entity_of,
                 full_names=full_feature_names,
                 with_versions=include_feature_view_version_metadata,
             )
+
+    async def _read_features_per_fv_async(self, *arguments: Any, **named: Any) -> None:
+        await asyncio.to_thread(self._read_features_per_fv, *arguments, **named)
 
     def update(
         self,

@@ -8,6 +8,7 @@ Shape suffixes: N entities, B bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -21,6 +22,7 @@ from feast.value_type import ValueType
 
 from feature_repo import schema
 from feature_repo.errors import InputError
+from feature_repo.stores.packed_one_row import OneRow
 from feature_repo.stores.packed_row import RowCodec
 
 KEY_VERSION = 3
@@ -83,7 +85,12 @@ class PackedView:
     template: KeyTemplate | None
     length: int | None
 
-    @property
+    @cached_property
+    def one_row(self) -> OneRow:
+        """Reads its rows one at a time."""
+        return OneRow(self.codec)
+
+    @cached_property
     def tag(self) -> str:
         full = f"{self.project}\0{self.name}".encode()
         return blake2b(full, digest_size=6).hexdigest()

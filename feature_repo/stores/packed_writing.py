@@ -126,10 +126,21 @@ def batch_from_protos(
     )
 
 
+def int64_ids(view: PackedView, values: Sequence[Value]) -> list[int]:
+    """The ids that these messages say. Raises InputError for a message of another type."""
+    kinds = {value.WhichOneof("val") for value in values}
+    if kinds - {"int64_val"}:  # it would read as 0, which is somebody
+        raise InputError(
+            f"view {view.name}: values of {view.join_keys[0]} came as "
+            f"{', '.join(sorted(map(str, kinds)))}, expected int64_val alone"
+        )
+    return [value.int64_val for value in values]
+
+
 def keys_of(view: PackedView, entity_keys: Sequence[EntityKey]) -> Keys:
     """Feast's keys: as ids where that is all they are."""
     if view.template is not None:
-        return np.array([key.entity_values[0].int64_val for key in entity_keys], dtype="i8")
+        return np.array(int64_ids(view, [key.entity_values[0] for key in entity_keys]), dtype="i8")
     return [serialize_entity_key(key, KEY_VERSION) for key in entity_keys]
 
 

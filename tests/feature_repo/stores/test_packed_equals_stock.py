@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.online import packed_store
+from feature_repo.stores.packed_reading import FEW_ROWS
 from tests.feature_repo.stores.packed_repos import (
     PACKED_SQLITE,
     SCALARS,
@@ -99,22 +100,21 @@ def check(stock, ours, world, missing, seen_by_stock):
             online.online_write_batch(
                 store.config, view, [(one, dict(values), moment, created)], None
             )
-    ids = [*world, *missing, next(iter(world))]
-    theirs, mine = answer(stock, names, ids), answer(ours, names, ids)
-    for name in names:
-        assert mine[name][0] == theirs[name][0], name
+    few = [*world, *missing, next(iter(world))]
+    many = [*few, *(n for n in range(2 * FEW_ROWS) if n not in world)]
+    for ids in (few, many):  # row by row, and as columns
+        theirs, mine = answer(stock, names, ids), answer(ours, names, ids)
         told = ["PRESENT" if n in world else "NOT_FOUND" for n in ids]
-        assert mine[name][1] == told
-        if not seen_by_stock:
-            assert theirs[name][1] == told
-        assert mine[name][2] == [
-            int(world[n][1].timestamp() * 1e6) if n in world else 0 for n in ids
-        ]
+        times = [int(world[n][1].timestamp() * 1e6) if n in world else 0 for n in ids]
+        for name in names:
+            assert mine[name] == (theirs[name][0], told, times), name
+            if not seen_by_stock:
+                assert theirs[name][1] == told
     view = ours.get_feature_view("every_type")
     packed_store(ours).delete_rows(ours.config, view, list(world))
 
 
-many = settings(
+examples = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
@@ -128,7 +128,7 @@ def sqlite_pair(tmp_path_factory):
     )
 
 
-@many
+@examples
 @given(world=worlds, missing=st.lists(IDS, max_size=2))
 def test_packed_sqlite_answers_as_stock_sqlite(sqlite_pair, world, missing):
     stock, ours = sqlite_pair
@@ -140,7 +140,7 @@ def test_packed_sqlite_answers_as_stock_sqlite(sqlite_pair, world, missing):
 
 
 @pytest.mark.redis
-@many
+@examples
 @given(world=worlds, missing=st.lists(IDS, max_size=2))
 def test_packed_redis_answers_as_stock_redis(redis_pair, world, missing):
     stock, ours = redis_pair

@@ -189,3 +189,5 @@ def test_a_damaged_value_is_an_error(tmp_path, value):
     )
     with pytest.raises(ArtifactError, match=r"damaged|unknown fields"):
         online.read_columns(store.config, [(item, ["plays"])], np.array([1, 2]))
+    with pytest.raises(ArtifactError, match=r"damaged|unknown fields"):
+        store.get_online_features(features=["stats:plays"], entity_rows=[{"user_id": 2}])

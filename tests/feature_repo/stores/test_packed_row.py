@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.stores import packed_row
 from feature_repo.stores.packed_columns import KINDS, NO_TIMESTAMP, column_from_arrow
+from feature_repo.stores.packed_one_row import OneRow
 from feature_repo.stores.packed_row import NO_CREATION, OtherFieldsError, RowCodec, row_times
 
 VALUES = {
@@ -54,6 +55,20 @@ def test_every_type_comes_back(rows):
         assert unpacked.column(name).to_arrow().to_pylist() == expected
     assert unpacked.event_us().tolist() == list(range(len(rows)))
     assert (unpacked.created_us() == NO_CREATION).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(row, min_size=1, max_size=3), st.integers(-(2**63), 2**63 - 1))
+def test_a_row_alone_reads_as_columns_do(rows, event_us):
+    packed = pack(EVERY, rows, [event_us] * len(rows))
+    unpacked, one = EVERY.unpack(packed), OneRow(EVERY)
+    expected = [unpacked.column(name).stored_values() for name in EVERY.kinds]
+    for n, packed_row_n in enumerate(packed):
+        values = one.values(packed_row_n, list(EVERY.kinds))
+        values = [list(value) if isinstance(value, tuple) else value for value in values]
+        assert values == [column[n] for column in expected]
+        assert list(map(type, values)) == [type(column[n]) for column in expected]
+        assert one.event_us(packed_row_n) == event_us
 
 
 @settings(deadline=None)
@@ -104,6 +119,8 @@ def test_field_order_means_nothing_and_other_fields_are_told():
     for fields in ([("x", "INT64")], [("x", "INT32"), ("y", "STRING")]):
         with pytest.raises(OtherFieldsError):
             RowCodec(fields).unpack(rows)
+        with pytest.raises(OtherFieldsError):
+            OneRow(RowCodec(fields)).values(rows[0], ["x"])
 
 
 @pytest.mark.parametrize("damage", [lambda r: r[:-8], lambda r: r + b"\0" * 8, lambda r: r[:20]])
@@ -113,6 +130,8 @@ def test_a_damaged_row_is_an_error(damage):
     for broken in ([damage(rows[0])], [damage(rows[0]), rows[1]], [damage(rows[0])] * 2):
         with pytest.raises(ArtifactError, match="damaged"):
             codec.unpack(broken)
+    with pytest.raises(ArtifactError, match="damaged"):
+        OneRow(codec).values(damage(rows[0]), ["x"])
 
 
 def test_other_types_are_refused_by_name():

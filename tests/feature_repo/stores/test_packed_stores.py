@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int64, Map, String
 
 from feature_repo.errors import ArtifactError, InputError
@@ -216,6 +218,19 @@ def test_feast_materializes_and_reads_as_on_any_store(stats, tmp_path):
     assert asyncio.run(store.get_online_features_async(**asked)).to_dict() == expected
     asyncio.run(store.write_to_online_store_async("stats", stats_table([9], [5], [7]).to_pandas()))
     assert plays_of(store, online, item, [9]) == [7]
+
+
+def test_an_id_of_another_type_is_refused_and_not_read_as_zero(stats):
+    store, online, item = stats
+    online.write_table(store.config, item, stats_table([0], [0], [10]))
+    for value in (Value(int32_val=7), None):
+        with pytest.raises(InputError, match=r"user_id came as .* expected int64_val"):
+            store.get_online_features(
+                features=["stats:plays"], entity_rows={"user_id": [value, Value(int64_val=0)]}
+            )
+    other = EntityKey(join_keys=["user_id"], entity_values=[Value(int32_val=7)])
+    with pytest.raises(InputError, match=r"user_id came as .* expected int64_val"):
+        online.online_read(store.config, item, [other], ["plays"])
 
 
 def test_other_join_keys_work_through_feast_and_not_as_columns(tmp_path, online):
