@@ -6,4 +6,6 @@ import os
 # the process share: what counts is said when prometheus_client is imported first.
 import prometheus_client  # noqa: F401
 
+import feature_repo  # noqa: F401  # before anything imports Feast
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
