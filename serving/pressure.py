@@ -1,31 +1,37 @@
 """How much work a request may cost, so that answers stay in time when too many come.
 
 A server that takes more than it can do answers everything late. So the wait ahead of a request is
-estimated from what is already taken and what rankings cost of late. As a share of the deadline:
+estimated from what is already here and what rankings cost of late: scoring, a candidate, and all
+else (HTTP, JSON, the user's row, refusals that came in between), a request, which is the time from
+one answer to the next while others wait. As a share of the deadline:
 
-    up to 0.25    all candidates are scored
-    up to 0.4     the first 500
-    up to 0.5     the first 200
-    above         the request is refused at once (503, Retry-After)
+    up to 0.4     all candidates are scored
+    up to 0.6     the first 500
+    up to 0.8     the first 200
+    above         the request is refused (503, Retry-After)
 
-(half of the deadline is left to what is not foreseen: with all of it given away, answers came 1 to
-15 ms too late, every one of them)
-
-and when, after the user was read, too little time is left for that many, as many as there is time
-for, or none: then popularity orders them.
+and from 0.7 on, by the mean of the requests before, a request is refused as it arrives, unread
+(`serving.shedding`): one that was read and checked first costs a tenth of an answer. When, after
+the user was read, too little time is left for that many, as many are scored as there is time for,
+or none: then popularity orders them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-STEPS = ((0.25, None), (0.4, 500), (0.5, 200))
-"""Pressure up to which so many candidates are scored."""
+STEPS = ((0.4, None), (0.6, 500), (0.8, 200))
+"""Share of the deadline that the wait ahead may fill for so many candidates to be scored."""
+REFUSED_UNREAD = 0.7
+"""The same for a request that has just arrived, of which nothing is known: below the last step, so
+that few are refused after they were read."""
 FEWEST_SCORED = 50
 """Fewer are not worth a pass: their order by popularity is as good."""
 SMOOTHING = 0.05
-REQUEST_S = 5e-4
-"""What a request costs beside its candidates: HTTP, JSON, and its share of the user's read."""
+REQUEST_S = 2e-3
+"""What a request costs beside its candidates, before it was measured."""
+MOST_GROWTH = 4.0
+"""One measurement counts as so many times the estimate at most: the machine may have paused."""
 RETRY_AFTER_S = 1
 FIRST_GUESS_S = 5e-6
 """A candidate's cost before any was measured."""
@@ -63,7 +69,7 @@ class Pressure:
     def __init__(self, options: PressureOptions) -> None:
         self._max_waiting = options.max_waiting
         self._deadline_s = options.deadline_ms / 1e3
-        self._candidate_s = FIRST_GUESS_S
+        self._candidate_s, self._request_s = FIRST_GUESS_S, REQUEST_S
         self._mean_candidates = 0.0
         self._waiting_candidates = 0
         self._mean_beside_s = self._waiting_beside_s = 0.0
@@ -80,10 +86,10 @@ class Pressure:
             self._arrived -= 1
 
     def is_hopeless(self) -> bool:
-        """Whether one that comes now would be refused, for what is here already, read or not."""
-        request_s = REQUEST_S + self._mean_candidates * self._candidate_s + self._mean_beside_s
-        most_share, _ = STEPS[-1]
-        return self._arrived * request_s > most_share * self._deadline_s
+        """Whether one that comes now is refused unread, for what is here already, read or not."""
+        expected_s = self._request_s + self._mean_candidates * self._candidate_s
+        ahead_s = max(self._arrived, self.waiting) * (expected_s + self._mean_beside_s)
+        return ahead_s > REFUSED_UNREAD * self._deadline_s
 
     @contextmanager
     def taken(self, candidates: int, deadline_s: float, beside_s: float = 0.0) -> Iterator[int]:
@@ -94,7 +100,7 @@ class Pressure:
         """
         if self.waiting >= self._max_waiting:
             raise Overloaded("queue_full", "too many requests are waiting")
-        ahead_s = self.waiting * REQUEST_S + self._waiting_candidates * self._candidate_s
+        ahead_s = self.waiting * self._request_s + self._waiting_candidates * self._candidate_s
         ahead_s += self._waiting_beside_s
         fitting = [most for share, most in STEPS if ahead_s <= share * deadline_s]
         if not fitting:
@@ -122,4 +128,19 @@ class Pressure:
     def measured(self, candidates: int, seconds: float) -> None:
         """A pass over so many candidates took so long."""
         cost_s = seconds / max(candidates, FEWEST_SCORED)
-        self._candidate_s += SMOOTHING * (cost_s - self._candidate_s)
+        self._candidate_s = _nearer(self._candidate_s, cost_s)
+
+    def answered(self, after_s: float | None, scoring_s: float) -> None:
+        """A turn ended so long after the one before (`Turns.after_s`), scoring included.
+
+        None: nobody waited, so it tells nothing of what a request costs. Then a high estimate comes
+        down: it may be that nobody waits only because it refuses everybody.
+        """
+        if after_s is not None:
+            self._request_s = _nearer(self._request_s, max(after_s - scoring_s, 0.0))
+        elif self._request_s > REQUEST_S:
+            self._request_s = _nearer(self._request_s, REQUEST_S)
+
+
+def _nearer(estimate: float, measured: float) -> float:
+    return estimate + SMOOTHING * (min(measured, MOST_GROWTH * estimate) - estimate)

@@ -118,6 +118,7 @@ class RankingService:
                 ranking = self._ranking(
                     ranker, user, request.candidates, scored, degraded, stages, deadline_s
                 )
+            self.pressure.answered(self._turns.after_s, stages.score_s)
         self._answered("rank", ranker, user, ranking, degraded, stages, traceparent, user.newest_us)
         self.live.compare(request.user_id, ranker, ranking)
         return Answer(ranker=ranker, ranking=ranking, degraded=degraded)
@@ -151,6 +152,8 @@ class RankingService:
                     ranker, user, candidates, scored, degraded, stages, deadline_s
                 )
                 shown = choose(ranker, found, ranking, request)
+            if not beside_s:  # else a pass of another model is in it
+                self.pressure.answered(self._turns.after_s, stages.score_s)
         # A made-up user's listens say nothing of how fresh the store is.
         newest_us = None if user_id is None else user.newest_us
         self._answered("recommend", ranker, user, ranking, degraded, stages, traceparent, newest_us)

@@ -2,38 +2,58 @@
 
     app.add_middleware(Shedding, pressure=service.pressure, rejected=metrics.rejected)
 
-Under overload the requests that are refused cost as much as those that are answered, if each is
-read, parsed and checked first: here one costs a tenth of a millisecond instead of a half.
+Under overload more requests are refused than answered. One that was read, parsed and checked first
+costs half a millisecond; here it is bytes made once, 4 us beside what the HTTP server takes. The
+log gets one line a second with their number.
 """
 
+import time
 from collections.abc import Callable
 
-from fastapi.responses import JSONResponse
+import structlog
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.pressure import RETRY_AFTER_S, Pressure
 
 RANKED_PATHS = frozenset({"/v1/rank", "/v1/recommend"})
+BODY = to_json({"error": "overloaded: the requests ahead of it fill its deadline; try again"})
+START = {
+    "type": "http.response.start",
+    "status": 503,
+    "headers": (
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(BODY)),
+        (b"retry-after", b"%d" % RETRY_AFTER_S),
+    ),
+}
+LOG_EVERY_S = 1.0
+
+log = structlog.get_logger("crescendo.requests")
 
 
 class Shedding:
-    """ASGI middleware; `rejected` is told of each refusal: `deadline`."""
+    """ASGI middleware; `rejected` is told of each refusal: `deadline`. For one event loop."""
 
     def __init__(self, app: ASGIApp, pressure: Pressure, rejected: Callable[[str], None]) -> None:
         self._app, self._pressure, self._rejected = app, pressure, rejected
+        self._unsaid, self._said_s = 0, -LOG_EVERY_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in RANKED_PATHS:
             await self._app(scope, receive, send)
-            return
-        if self._pressure.is_hopeless():
+        elif self._pressure.is_hopeless():
             self._rejected("deadline")
-            refusal = JSONResponse(
-                {"error": "overloaded: the requests ahead of it fill its deadline; try again"},
-                503,
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
-            await refusal(scope, receive, send)
-            return
-        with self._pressure.arriving():
-            await self._app(scope, receive, send)
+            self._say()
+            await send(dict(START))  # what is outside of this adds its headers
+            await send({"type": "http.response.body", "body": BODY})
+        else:
+            with self._pressure.arriving():
+                await self._app(scope, receive, send)
+
+    def _say(self) -> None:
+        self._unsaid += 1
+        now = time.monotonic()
+        if now - self._said_s >= LOG_EVERY_S:
+            log.warning("rejected unread", reason="deadline", requests=self._unsaid)
+            self._unsaid, self._said_s = 0, now

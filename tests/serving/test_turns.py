@@ -1,6 +1,7 @@
 """Turns come in order, one in each round of the loop, and none is lost with its client."""
 
 import asyncio
+import time
 
 from serving.turns import Turns
 
@@ -54,3 +55,26 @@ def test_a_turn_that_was_cancelled_or_failed_goes_to_the_next():
 
     asyncio.run(run())
     assert [name for name in happened if name != "late"] == ["first", "last", "after", "again"]
+
+
+def test_the_time_between_two_ends_is_told_where_somebody_waited():
+    times = []
+
+    async def worker(turns, seconds):
+        async with turns:
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                pass
+        times.append(turns.after_s)
+
+    async def run():
+        turns = Turns()
+        await asyncio.gather(*(worker(turns, seconds) for seconds in (0.0, 0.002, 0.004)))
+        await worker(turns, 0.0)
+
+    asyncio.run(run())
+    first, second, third, alone = times
+    assert first is None
+    assert second >= 0.002
+    assert third >= 0.004
+    assert alone is None
