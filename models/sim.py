@@ -36,18 +36,35 @@ class SIM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         target_BX, history_BTX = self.items.target(batch), self.items.history(batch)
-        mask_BT = batch.history_mask_BT
-        with torch.no_grad():
-            if self.search == "hard":
-                relevance_BT = shared_prefix(batch).to(history_BTX.dtype)
-            else:
-                relevance_BT = (history_BTX * target_BX.unsqueeze(1)).sum(-1)
-            kept_BJ = newest_of_greatest(relevance_BT.masked_fill(mask_BT == 0, -torch.inf))
-            kept_BJ = kept_BJ[:, : self.top_k]
-        kept_BJX = history_BTX.gather(1, kept_BJ.unsqueeze(-1).expand(-1, -1, self.items.width))
-        interest_BX = self.attention(kept_BJX, target_BX, mask_BT.gather(1, kept_BJ))
+        kept_BJ = self._search(batch, target_BX, history_BTX)
+        interest_BX = self.attention(*self._kept(batch, kept_BJ, target_BX, history_BTX))
         inputs = [interest_BX, target_BX, *self.numbers(batch)]
         return self.tower(torch.cat(inputs, dim=-1)).squeeze(-1)
+
+    def weights(self, batch: Batch) -> Tensor:
+        """The attention's weight of each position, (B, T): 0 where the search left it out."""
+        target_BX, history_BTX = self.items.target(batch), self.items.history(batch)
+        kept_BJ = self._search(batch, target_BX, history_BTX)
+        weights_BJ = self.attention.weights(*self._kept(batch, kept_BJ, target_BX, history_BTX))
+        return torch.zeros_like(batch.history_mask_BT).scatter(1, kept_BJ, weights_BJ)
+
+    @torch.no_grad()
+    def _search(self, batch: Batch, target_BX: Tensor, history_BTX: Tensor) -> Tensor:
+        """Positions (B, J)."""
+        if self.search == "hard":
+            relevance_BT = shared_prefix(batch).to(history_BTX.dtype)
+        else:
+            relevance_BT = (history_BTX * target_BX.unsqueeze(1)).sum(-1)
+        padding_BT = batch.history_mask_BT == 0
+        return newest_of_greatest(relevance_BT.masked_fill(padding_BT, -torch.inf))[:, : self.top_k]
+
+    def _kept(
+        self, batch: Batch, kept_BJ: Tensor, target_BX: Tensor, history_BTX: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the attention reads: keys (B, J, X), query (B, X), mask (B, J)."""
+        places_BJX = kept_BJ.unsqueeze(-1).expand(-1, -1, self.items.width)
+        kept_BJX = history_BTX.gather(1, places_BJX)
+        return kept_BJX, target_BX, batch.history_mask_BT.gather(1, kept_BJ)
 
 
 def shared_prefix(batch: Batch) -> Tensor:

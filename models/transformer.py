@@ -12,6 +12,8 @@ history of any length.
 Shapes: B rows, T history positions, S = T + 1 tokens, R of them after a block, H heads, D width.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
@@ -39,7 +41,20 @@ class Block(nn.Module):
         self.widen = nn.Linear(width, WIDENING * width)
         self.narrow = nn.Linear(WIDENING * width, width)
 
+    def weights(self, x_BSD: Tensor, seen_BS: Tensor) -> Tensor:
+        """The last token's attention to each token, the mean of the heads, (B, S): sums to 1."""
+        q_BH1d, k_BHSd, _ = self._heads(x_BSD, 1)
+        scores_BHS = (q_BH1d @ k_BHSd.transpose(2, 3)).squeeze(2) / q_BH1d.shape[-1] ** 0.5
+        return scores_BHS.masked_fill(~seen_BS[:, None], -torch.inf).softmax(-1).mean(1)
+
     def forward(self, x_BSD: Tensor, seen_BS: Tensor, tokens: int) -> Tensor:
+        q, k, v = self._heads(x_BSD, tokens)
+        mixed_BHRd = scaled_dot_product_attention(q, k, v, attn_mask=seen_BS[:, None, None, :])
+        x_BRD = x_BSD[:, -tokens:] + self.from_heads(mixed_BHRd.transpose(1, 2).flatten(2))
+        return x_BRD + self.narrow(gelu(self.widen(self.before_wide(x_BRD))))
+
+    def _heads(self, x_BSD: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, R, d), keys and values (B, H, S, d), d = D / H."""
         normed_BSD = self.before_attention(x_BSD)
         query_BRD = self.to_query(normed_BSD[:, -tokens:])
         key_BSD, value_BSD = self.to_key_value(normed_BSD).chunk(2, dim=-1)
@@ -47,9 +62,7 @@ class Block(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (query_BRD, key_BSD, value_BSD)
         )
-        mixed_BHRd = scaled_dot_product_attention(q, k, v, attn_mask=seen_BS[:, None, None, :])
-        x_BRD = x_BSD[:, -tokens:] + self.from_heads(mixed_BHRd.transpose(1, 2).flatten(2))
-        return x_BRD + self.narrow(gelu(self.widen(self.before_wide(x_BRD))))
+        return q, k, v
 
 
 class TargetTransformer(nn.Module):
@@ -73,18 +86,35 @@ class TargetTransformer(nn.Module):
         self.tower = score_tower(2 * width + self.numbers.width, config.tower_hidden)
 
     def forward(self, batch: Batch) -> Tensor:
-        mask_BT = batch.history_mask_BT
         target_BD = self.to_token(self.items.target(batch))
-        # The candidate is 0 positions back, the newest listen 1; padding is not seen.
-        places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-        back_BT = (mask_BT.sum(1, keepdim=True).long() - places_T).clamp(min=0)
-        listens_BTD = self.to_token(self.items.history(batch)) + self.position(back_BT)
-        candidate_B1D = (target_BD + self.position.weight[0]).unsqueeze(1)
-        x_BSD = torch.cat([listens_BTD, candidate_B1D], dim=1)
-        seen_BS = torch.cat([mask_BT > 0, torch.ones_like(mask_BT[:, :1], dtype=torch.bool)], 1)
+        x_BSD, seen_BS = self._tokens(batch, target_BD)
         for block in self.blocks[:-1]:
             x_BSD = block(x_BSD, seen_BS, x_BSD.shape[1])
         # Nothing reads the listens after the last block: it makes the candidate alone.
         candidate_BD = self.blocks[-1](x_BSD, seen_BS, 1).squeeze(1)
         inputs = [self.norm(candidate_BD), target_BD, *self.numbers(batch)]
         return self.tower(torch.cat(inputs, dim=-1)).squeeze(-1)
+
+    def weights(self, batch: Batch) -> list[Tensor]:
+        """The candidate's attention to each listen, (B, T) a block, the mean of its heads.
+
+        What is left of 1 is its attention to itself; padding has 0.
+        """
+        x_BSD, seen_BS = self._tokens(batch, self.to_token(self.items.target(batch)))
+        weights = []
+        for module in self.blocks:
+            block = cast(Block, module)
+            weights.append(block.weights(x_BSD, seen_BS)[:, :-1])
+            x_BSD = block(x_BSD, seen_BS, x_BSD.shape[1])
+        return weights
+
+    def _tokens(self, batch: Batch, target_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The listens and, last, the candidate (B, S, D), and which of them are there (B, S)."""
+        mask_BT = batch.history_mask_BT
+        # The candidate is 0 positions back, the newest listen 1; padding is not seen.
+        places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+        back_BT = (mask_BT.sum(1, keepdim=True).long() - places_T).clamp(min=0)
+        listens_BTD = self.to_token(self.items.history(batch)) + self.position(back_BT)
+        candidate_B1D = (target_BD + self.position.weight[0]).unsqueeze(1)
+        x_BSD = torch.cat([listens_BTD, candidate_B1D], dim=1)
+        return x_BSD, torch.cat([mask_BT > 0, torch.ones_like(mask_BT[:, :1], dtype=torch.bool)], 1)

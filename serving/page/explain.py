@@ -4,7 +4,9 @@
 
 Three answers a listen j, from the model as it is served:
 
-    weight   a^z(e^z_j (+) e^o_t)  one an attention net (paper section 2): h^z = sum_j weight e^z_j
+    weight   a^z(e^z_j (+) e^o_t)  one an attention net (paper section 2): h^z = sum_j weight e^z_j;
+             of SIM 0 where its search left a listen out; of a transformer the candidate's softmax
+             weights, one a block, the mean of its heads
     change   score(history) - score(history without j)
     shared   codes that the IDs of listen and candidate share from the front, a family
 
@@ -27,6 +29,8 @@ from models.batch import MISSING_CODE, Batch, ItemTable
 from models.din import DIN
 from models.din_sid import DINWithIDs
 from models.mcca import MCCA
+from models.sim import SIM
+from models.transformer import TargetTransformer
 from serving.ranker import ReleaseRanker
 from serving.user_rows import UserRow
 
@@ -41,7 +45,8 @@ class Explained:
     score: float
     track_ids_H: np.ndarray
     weights: Mapping[str, np.ndarray]
-    """(H,) an attention net: any real number, its sum is not 1. None of a model without such."""
+    """(H,) an attention net: any real number, its sum is not 1 (a transformer's blocks: shares, of
+    which the candidate keeps one for itself). None of a model without attention."""
     changes_H: np.ndarray
     """Score with the whole history minus the score without this listen."""
     shared: Mapping[str, np.ndarray]
@@ -80,7 +85,7 @@ def _without(user: UserRow, place: int) -> UserRow:
 
 
 def attention_weights(model: nn.Module, families: Sequence[str], batch: Batch) -> dict[str, Tensor]:
-    """Weights (B, T) of each target attention over the history; none for other models."""
+    """Weights (B, T) of each attention of the candidate over the history; of some models none."""
     mask_BT = batch.history_mask_BT
     if isinstance(model, MCCA):
         embeds = dict(zip(model.families, model.code_embeddings, strict=True))
@@ -107,6 +112,10 @@ def attention_weights(model: nn.Module, families: Sequence[str], batch: Batch) -
         keys_BTX, query_BX = model.items.history(batch), model.items.target(batch)
         name = f"{TRACK}+{families[family]}"
         return {name: model.attention.weights(keys_BTX, query_BX, mask_BT)}
+    if isinstance(model, SIM):
+        return {"+".join([TRACK, *families]): model.weights(batch)}
+    if isinstance(model, TargetTransformer):
+        return {f"block {n}": weights_BT for n, weights_BT in enumerate(model.weights(batch), 1)}
     return {}
 
 

@@ -4,6 +4,10 @@ import {call} from "./api.js";
 import {element, titleOf} from "./elements.js";
 
 const MOST = 200;  // listens that the server takes; no model looks back on more
+const ATTENTION = {
+  sim: "any number; 0 for a listen that its search left out",
+  transformer: "a share in each block; what is left of 1 the candidate gives itself",
+};
 
 // A table, one row a listen and one column an attention net.
 export async function whyTable(track, listener) {
@@ -15,7 +19,8 @@ export async function whyTable(track, listener) {
   if (!why.listens.length) return nothingKnown();
   const box = element("div", {});
   const says = why.attention.length
-    ? "Attention: how much the model looks at a listen; any number, they do not add up to 1."
+    ? `Attention: how much the model looks at a listen; ${
+      ATTENTION[why.model] ?? "any number, they do not add up to 1"}.`
     : `A ${why.model} model has no attention over the history.`;
   const change = "Change: what the score would lose without the listen.";
   box.append(element("p", {class: "quiet", text: `${says} ${change}`}));

@@ -34,7 +34,8 @@ class Why(BaseModel):
     track: Track
     score: float
     attention: list[str]
-    """Names of the model's attention nets: ID families, and `track`. None: it has no attention."""
+    """Names of the model's attention nets: ID families, `track` or those that one net reads side by
+    side (`track+text`), or a transformer's blocks (`block 1`). None: it has no attention."""
     listens: list[Reason]
     """Newest first."""
 

@@ -38,7 +38,7 @@ INSIDES = re.compile(r"Traceback|File \"|\.py\b|/(tmp|root|home|work|srv|usr|var
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """The application of a workspace whose store takes events and whose catalogue has audio."""
-    workspace = page_world(tmp_path_factory.mktemp("fuzz") / "workspace")
+    workspace = page_world(tmp_path_factory.mktemp("fuzz") / "workspace", "mcca")
     made = create_token(workspace, name="fuzz", scopes=["rank", "write_events"], requests_per_s=1e6)
     with asgi.get_client(load_app(workspace)) as client:
         client.headers["Authorization"] = f"Bearer {made['token']}"

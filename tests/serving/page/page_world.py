@@ -1,6 +1,6 @@
 """A small workspace as the page shows one: titles, tags, audio files, a release with IDs.
 
-Its MCCA has random weights. Track 1 has a title with markup in it and no audio IDs; tracks up to
+Its ranker has random weights. Track 1 has a title with markup in it and no audio IDs; tracks up to
 `AUDIBLE` have a file of half a second.
 """
 
@@ -34,7 +34,7 @@ AUDIBLE = 5
 MARKUP = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
 
 
-def page_world(folder: Path) -> Workspace:
+def page_world(folder: Path, model: str) -> Workspace:
     folder.mkdir()
     settings = STORE_SETTINGS | {"online_store": {"type": PACKED_SQLITE, "path": "online.db"}}
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings))
@@ -44,7 +44,7 @@ def page_world(folder: Path) -> Workspace:
     sequences(workspace, SequenceOptions(length=LENGTH))
     write_generation(workspace, GENERATION, TRACKS)
     publish(workspace)
-    write_model(workspace, training_set(workspace, TrainingSetOptions()), "mcca")
+    write_model(workspace, training_set(workspace, TrainingSetOptions()), model)
     make_release(workspace)
     return workspace
 

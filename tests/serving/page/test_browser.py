@@ -187,6 +187,28 @@ def test_why_has_a_weight_for_every_modality(visit):
     assert why.get_attribute("aria-expanded") == "false"
 
 
+def test_why_of_other_rankers(visit, other_app, tmp_path):
+    with running(other_app) as address:
+        for width in (1200, 400):
+            page = visit(width=width, address=address)
+            choose_user(page, 5)
+            rows(page).nth(0).get_by_role("button", name="Why").click()
+            table = rows(page).nth(0).locator("table")
+            table.wait_for()
+            heads = table.locator("thead th").all_inner_texts()
+            says = rows(page).nth(0).locator(".why p").inner_text()
+            if other_app.state.model == "sim":
+                assert heads[1:] == ["track+text+audio+joint", "change", "codes shared"]
+                assert "0 for a listen that its search left out" in says
+            else:
+                assert heads[1] == "block 1"
+                assert "what is left of 1 the candidate gives itself" in says
+            assert table.locator("tbody th").all_inner_texts() == history_titles(page)
+            assert any(float(text) for text in table.locator("td.heat").all_inner_texts())
+            page.screenshot(path=tmp_path / f"why-{other_app.state.model}-{width}.png")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_title_with_markup_stays_text(visit):
     page = visit()
     page.get_by_role("button", name="Make one up").click()

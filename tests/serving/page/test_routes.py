@@ -227,6 +227,22 @@ def test_an_explanation_fits_the_ranking(client):
     assert [listen["track"] for listen in why["listens"]] == [one["track"] for one in history]
 
 
+def test_the_attention_of_other_rankers(other_app):
+    model = other_app.state.model
+    with TestClient(other_app) as client:
+        why = answer(client, "/v1/explain", track_id=9, user_id=5)
+        ranked = client.post("/v1/rank", json={"user_id": 5, "candidates": [9]}).json()
+    assert why["model"] == model
+    assert why["score"] == pytest.approx(ranked["results"][0]["score"], abs=1e-5)
+    weights = {name: [one["weights"][name] for one in why["listens"]] for name in why["attention"]}
+    assert all(len(own) == LENGTH and any(own) for own in weights.values())
+    if model == "transformer":
+        assert list(weights)[:1] == ["block 1"]
+        assert all(min(own) > 0 and 0 < sum(own) < 1 for own in weights.values())
+    else:
+        assert list(weights) == ["+".join(["track", *FAMILIES])]
+
+
 def test_a_change_is_the_score_without_the_listen(client):
     history = [4, 8, 15, 16, 23]
 
