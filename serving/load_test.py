@@ -43,6 +43,8 @@ T = TypeVar("T")
 MOST_BODIES = 2000
 """Distinct requests; a longer run sends them again. 500 candidates each are 8 MB."""
 START_IN_S = 0.05
+RETRY_AFTER_S = 1.0
+"""Of a client in a closed loop that got no answer."""
 RELEASE = re.compile(rb'"release_id":\s*"([^"]*)"')
 
 
@@ -69,7 +71,8 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedReport:
-    """A closed loop: each client sends its next request when it has its answer."""
+    """A closed loop: each client sends its next request when it has its answer, and a second later
+    where that was a refusal or an error (`Retry-After`)."""
 
     requests: int
     answers_per_s: float
@@ -243,7 +246,9 @@ async def _closed_loop(
             counted = loop.time() >= since
             if outcome != "200":
                 errors += counted
-                await asyncio.sleep(0.001)  # a service that refuses at once must not spin this loop
+                # One that is refused at once would ask a thousand times a second, which no client
+                # that heeds Retry-After does: its refusals would hide what the others get.
+                await asyncio.sleep(min(RETRY_AFTER_S, max(0.0, until - loop.time())))
             elif degraded_reasons(body):
                 degraded += counted
             elif counted:
