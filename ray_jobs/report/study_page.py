@@ -5,6 +5,7 @@ not on it; an answer that cannot be read is named.
 """
 
 import html
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray_jobs.report.verdicts import COLD, NOTHING, TITLES, number, verdicts
 from ray_jobs.study import MEASURES, answer_file
 
 PAGE = "study.html"
+RANKING = tuple(measure for measure in MEASURES if measure != "logloss")
 COVERS = (
     f"Every difference is of the variant's run less the baseline's run of the same seed, both on "
     f"the same test rows, averaged over seeds. Its {COVERAGE:.0%} interval is the middle of "
@@ -65,9 +67,10 @@ def write_study_page(workspace: Workspace) -> None:
 def _section(answer: dict[str, Any]) -> Section:
     section = Section(answer["question"])
     rows = answer["rows"]
+    seeds = "1 seed" if answer["seeds"] == 1 else f"{answer['seeds']} seeds"
     section.parts.append(element("p", element("b", answer["asks"])))
     section.say(
-        f"{moment(answer['made_at'])}: {answer['seeds']} seeds a variant; {rows['test_rows']:,} "
+        f"{moment(answer['made_at'])}: {seeds} a variant; {rows['test_rows']:,} "
         f"test rows of {rows['test_users']:,} users, {rows['cold_rows']:,} of them cold. Baseline: "
         f"{answer['baseline']}."
     )
@@ -75,7 +78,7 @@ def _section(answer: dict[str, Any]) -> Section:
     section.say(f"By mean AUC: {' > '.join(ranked)}. What this order is worth:")
     found = Html("".join(element("li", line) for line in verdicts(answer)))
     section.parts.append(element("ul", found))
-    section.parts.append(_table(answer))
+    section.parts += _tables(answer)
     if answer["differences"]:
         name = answer["question"]
         section.charts(
@@ -107,29 +110,48 @@ def _mean_auc(summary: dict[str, Any]) -> float:
     return float(summary["auc"]["mean"])
 
 
-def _table(answer: dict[str, Any]) -> Html:
-    """A line a variant: measures with their spread, differences with intervals, and the cost."""
-    head = ["Variant"]
-    for measure in MEASURES:
-        head += [TITLES[measure], "less the baseline's"]
-    head += ["Validation AUC", "Parameters", "Training rows/s", "Seconds a run"]
-    lines: list[list[object]] = []
+def _tables(answer: dict[str, Any]) -> list[Html]:
+    """Of ranking, and of loss and cost: all in one would reach beyond a screen's edge.
+
+    A line a variant: measures with their spread, and differences with their intervals.
+    """
+    cost = ("Validation AUC", "Parameters", "Training rows/s", "Seconds a run")
+    ranking: list[list[object]] = []
+    loss: list[list[object]] = []
     for name, summary in answer["models"].items():
-        line: list[object] = [two_lines(name, f"{summary['model']}, {summary['generation']}")]
-        for measure in MEASURES:
-            line.append(_measured(summary.get(measure)))
-            if name == answer["baseline"]:
-                line.append("baseline")
-            else:
-                line.append(_difference(answer["differences"][name].get(measure)))
-        line += [
-            number(summary["validation_auc"]),
-            number(summary["parameters"], 0),
-            number(summary["rows_per_second"], 0),
-            number(summary["seconds"], 1),
-        ]
-        lines.append(line)
-    return table(f"Study: {answer['question']}", head, lines)
+        title = two_lines(name, f"{summary['model']}, {summary['generation']}")
+        ranking.append([title, *_with_differences(answer, name, RANKING)])
+        loss.append(
+            [
+                title,
+                *_with_differences(answer, name, ("logloss",)),
+                number(summary["validation_auc"]),
+                number(summary["parameters"], 0),
+                number(summary["rows_per_second"], 0),
+                number(summary["seconds"], 1),
+            ]
+        )
+    title = f"Study: {answer['question']}"
+    return [
+        table(f"{title}, ranking", _head(RANKING), ranking),
+        table(f"{title}, loss and cost", [*_head(("logloss",)), *cost], loss),
+    ]
+
+
+def _head(measures: Sequence[str]) -> list[str]:
+    pairs = [[TITLES[measure], "less the baseline's"] for measure in measures]
+    return ["Variant", *(title for pair in pairs for title in pair)]
+
+
+def _with_differences(answer: dict[str, Any], name: str, measures: Sequence[str]) -> list[object]:
+    cells: list[object] = []
+    for measure in measures:
+        cells.append(_measured(answer["models"][name].get(measure)))
+        if name == answer["baseline"]:
+            cells.append("baseline")
+        else:
+            cells.append(_difference(answer["differences"][name].get(measure)))
+    return cells
 
 
 def _measured(found: dict[str, Any] | None) -> object:
@@ -152,7 +174,8 @@ def _difference(found: dict[str, Any] | None) -> object:
 def _fixed(options: dict[str, Any]) -> Html:
     """The training options that all variants share; unset ones are left out."""
     shown = {name: value for name, value in options.items() if name != "impressions"}
-    shown |= options.get("impressions", {})
+    impressions = options.get("impressions", {})  # whose seed is not the training's
+    shown |= {f"impressions {name}": value for name, value in impressions.items()}
     lines = [
         [name, ", ".join(map(str, value)) if isinstance(value, list) else value]
         for name, value in shown.items()
