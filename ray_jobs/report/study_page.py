@@ -20,7 +20,8 @@ from ray_jobs.report.verdicts import COLD, NOTHING, TITLES, number, verdicts
 from ray_jobs.study import MEASURES, answer_file
 
 PAGE = "study.html"
-RANKING = tuple(measure for measure in MEASURES if measure != "logloss")
+OF_COLD = tuple(measure for measure in MEASURES if measure.startswith("cold_"))
+OF_ALL = tuple(measure for measure in MEASURES if measure not in OF_COLD)
 COVERS = (
     f"Every difference is of the variant's run less the baseline's run of the same seed, both on "
     f"the same test rows, averaged over seeds. Its {COVERAGE:.0%} interval is the middle of "
@@ -111,30 +112,27 @@ def _mean_auc(summary: dict[str, Any]) -> float:
 
 
 def _tables(answer: dict[str, Any]) -> list[Html]:
-    """Of ranking, and of loss and cost: all in one would reach beyond a screen's edge.
+    """Of all items; and of cold ones and the cost: in one table they reach beyond a screen's edge.
 
     A line a variant: measures with their spread, and differences with their intervals.
     """
-    cost = ("Validation AUC", "Parameters", "Training rows/s", "Seconds a run")
-    ranking: list[list[object]] = []
-    loss: list[list[object]] = []
+    everything: list[list[object]] = []
+    cold: list[list[object]] = []
     for name, summary in answer["models"].items():
         title = two_lines(name, f"{summary['model']}, {summary['generation']}")
-        ranking.append([title, *_with_differences(answer, name, RANKING)])
-        loss.append(
-            [
-                title,
-                *_with_differences(answer, name, ("logloss",)),
-                number(summary["validation_auc"]),
-                number(summary["parameters"], 0),
-                number(summary["rows_per_second"], 0),
-                number(summary["seconds"], 1),
-            ]
-        )
+        validation = number(summary["validation_auc"])
+        everything.append([title, *_with_differences(answer, name, OF_ALL), validation])
+        cost = [
+            number(summary["parameters"], 0),
+            number(summary["rows_per_second"], 0),
+            number(summary["seconds"], 1),
+        ]
+        cold.append([title, *_with_differences(answer, name, OF_COLD), *cost])
+    head = [*_head(OF_COLD), "Parameters", "Training rows/s", "Seconds a run"]
     title = f"Study: {answer['question']}"
     return [
-        table(f"{title}, ranking", _head(RANKING), ranking),
-        table(f"{title}, loss and cost", [*_head(("logloss",)), *cost], loss),
+        table(f"{title}, all items", [*_head(OF_ALL), "Validation AUC"], everything),
+        table(f"{title}, cold items and cost", head, cold),
     ]
 
 
