@@ -6,7 +6,6 @@ progress goes to standard error. Exit code 0; 2 for wrong options or input; 1 fo
 """
 
 import os
-import shlex
 import sys
 import traceback
 from typing import Annotated, Any
@@ -33,6 +32,7 @@ from ray_jobs.commands.options import (
     SourcePath,
     Workers,
     answer,
+    in_this_workspace,
     names,
 )
 
@@ -211,24 +211,16 @@ def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]
     return make_release(workspace, best["model_ids"][0])
 
 
-def _in_this_workspace(message: str) -> str:
-    """The commands that a message names, with the --workspace that this one was given."""
-    for option, given in zip(sys.argv, sys.argv[1:], strict=False):
-        if option == "--workspace" and "`crescendo --workspace" not in message:
-            return message.replace("`crescendo ", f"`crescendo --workspace {shlex.quote(given)} ")
-    return message
-
-
 def main() -> None:
     """Entry point of the `crescendo` command."""
     code = 0
     try:
         app(standalone_mode=True)
     except InputError as error:
-        typer.echo(f"error: {_in_this_workspace(str(error))}", err=True)
+        typer.echo(f"error: {in_this_workspace(str(error))}", err=True)
         code = 2
     except StoreUnavailableError as error:
-        typer.echo(f"error: {_in_this_workspace(str(error))}", err=True)
+        typer.echo(f"error: {in_this_workspace(str(error))}", err=True)
         code = 1
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

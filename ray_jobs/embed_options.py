@@ -49,4 +49,6 @@ class EmbedOptions:
             words += ["--max-tokens", str(self.max_tokens)]
         if self.layers is not None:
             words += ["--layers", ",".join(map(str, self.layers))]
+        if self.gpu is not None:  # the type of the numbers, and with it the id, is the device's
+            words.append("--gpu" if self.gpu else "--cpu")
         return shlex.join(words)

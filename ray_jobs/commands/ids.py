@@ -13,6 +13,7 @@ from ray_jobs.commands.options import (
     Source,
     SourcePath,
     answer,
+    in_this_workspace,
     names,
     whole_numbers,
 )
@@ -87,7 +88,10 @@ def embed(
         gpu=gpu,
         retry_errors=retry_errors,
     )
-    answer(measure(context.obj, options) if benchmark else embed(context.obj, options))
+    result = measure(context.obj, options) if benchmark else embed(context.obj, options)
+    if "retry" in result:
+        result["retry"] = in_this_workspace(result["retry"])
+    answer(result)
 
 
 def convert_encoder(

@@ -1,6 +1,10 @@
 """What several commands share: the options of the same name, and how an answer is printed."""
 
 import json
+import re
+import shlex
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +47,16 @@ MaxRejected = Annotated[
 def answer(result: dict[str, Any]) -> None:
     """The command's last line: one JSON object."""
     typer.echo(json.dumps(result))
+
+
+def in_this_workspace(message: str) -> str:
+    """The commands that a message names or is, with the --workspace that this one was given."""
+    for option, following in pairwise([*sys.argv, ""]):
+        name, _, given = option.partition("=")
+        if name == "--workspace":
+            here = f"crescendo --workspace {shlex.quote(given or following)} "
+            return here.join(re.split("(?<![^`])crescendo (?!--workspace)", message))
+    return message
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_jobs.commands.options import in_this_workspace
+
 BIN = Path(sys.executable).parent / "crescendo"
 
 
@@ -72,3 +74,15 @@ def test_last_line_is_json(tmp_path):
     assert (answer["tracks"], answer["events"], answer["users"]) == (2, 2, 2)
     again = crescendo("sequences", cwd=tmp_path)
     assert json.loads(again.stdout.splitlines()[-1])["users"] == 2
+
+
+@pytest.mark.parametrize("given", [["--workspace", "a b"], ["--workspace=a b"]])
+def test_commands_in_messages_are_for_the_workspace_of_this_one(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["crescendo", *given, "embed"])
+    here = "crescendo --workspace 'a b' embed"
+    assert in_this_workspace("crescendo embed") == here
+    twice = "run `crescendo embed`, not crescendo's, then `crescendo embed`"
+    assert in_this_workspace(twice) == f"run `{here}`, not crescendo's, then `{here}`"
+    assert in_this_workspace(f"`{here}`") == f"`{here}`"
+    monkeypatch.setattr(sys, "argv", ["crescendo", "embed"])
+    assert in_this_workspace("crescendo embed") == "crescendo embed"

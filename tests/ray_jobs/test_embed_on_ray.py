@@ -167,11 +167,12 @@ def on_disk(workspace: Workspace) -> dict[int, dict[str, object]]:
     return found
 
 
-def test_a_file_that_kills_its_decoder_is_an_error_row(
-    bands: Workspace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["prepare", "encode"])
+def test_a_track_that_kills_its_worker_is_an_error_row(
+    bands: Workspace, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     write_tracks(bands, list(range(12)), audio_uri=["tune.flac"] * 12)
-    use(monkeypatch, {6: "prepare dies"})
+    use(monkeypatch, {6: f"{stage} dies"})
     result = embed(bands, AUDIO)
     assert result.items() >= {"tracks": 12, "ok": 11, "errors": 1}.items()
     assert "killed its worker" in str(rows_on_disk(bands, "audio")[6]["error"])

@@ -45,6 +45,14 @@ def use(monkeypatch: pytest.MonkeyPatch, odd: dict[int, str]) -> None:
     )
 
 
+def test_the_command_of_a_run_names_the_device_whose_numbers_it_has() -> None:
+    options = {"modality": "text", "encoder": "hf-text", "encoder_path": Path("/m")}
+    plain = "embed --modality text --encoder hf-text --encoder-path /m"
+    assert EmbedOptions(**options).command == plain
+    assert EmbedOptions(**options, gpu=False).command == f"{plain} --cpu"
+    assert EmbedOptions(**options, gpu=True).command == f"{plain} --gpu"
+
+
 def errors_of(workspace: Workspace, modality: str = "audio") -> dict[int, str]:
     rows = rows_on_disk(workspace, modality)
     return {track: str(row["error"]) for track, row in rows.items() if row["error"] is not None}
