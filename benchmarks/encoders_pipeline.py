@@ -78,6 +78,8 @@ def pipelines(folder: Path, *, cuda: bool, quick: bool) -> dict[str, Any]:
 
 def _shown(name: str, rates: dict[str, float], unit: float) -> dict[str, float]:
     """`unit`: audio-hours or tokens of a track."""
+    if rates["pipeline"] > 1.1 * rates.get("model_alone", np.inf):
+        raise RuntimeError(f"{name}: the pipeline is faster than its model alone: {rates}")
     of_tracks = ("pipeline", "bare", "model_alone")
     found = {key: rate * unit if key in of_tracks else rate for key, rate in rates.items()}
     print(

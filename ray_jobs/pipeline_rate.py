@@ -30,7 +30,7 @@ PREPARED, ENCODED = "prepared", "encoded"
 
 @dataclass(frozen=True)
 class Stamped:
-    """An encoder of two stages that writes down when each began and ended: track, seconds."""
+    """An encoder of two stages that writes down when each began and ended a chunk."""
 
     encoder: Any
     folder: Path
@@ -74,10 +74,10 @@ class Stamped:
     def _write(self, stage: str, rows: pa.Table, began: float) -> None:
         # The clock is that of the machine, the same for all its processes.
         with (self.folder / f"{stage}.txt").open("a") as log:
-            log.write(f"{rows[TRACK_ID][0]} {began} {time.perf_counter()}\n")
+            log.write(f"{rows[TRACK_ID][0]} {rows.num_rows} {began} {time.perf_counter()}\n")
 
     def stamps(self, stage: str) -> np.ndarray:
-        """(chunks, 3): the first track, when its chunk began, when it ended."""
+        """(chunks, 4): a chunk's first track, its tracks, when it began, when it ended."""
         return np.loadtxt(self.folder / f"{stage}.txt", ndmin=2)
 
 
@@ -92,10 +92,10 @@ def pipeline_rate(
     """Tracks a second of the pipeline with one actor and of the bare loop, their ratio, `waits`.
 
     The bare loop is `encode` over chunks that are prepared already, in this process, and its first
-    chunk is not counted. Nor is in the pipeline what comes before its first part, Ray's start and
-    the loading of the model, which a long job does once; nor the quarter of the parts that follows,
-    which were prepared meanwhile. `tracks`: at least three chunks with the columns of the encoder,
-    which has two stages; prepared faster than encoded, or it is `prepare` that is measured.
+    chunk is not counted. Of the pipeline it is `settled_rate`: Ray's start and the loading of the
+    model, which a long job does once, are not in it. `tracks`: at least three chunks with the
+    columns of the encoder, which has two stages; prepared faster than encoded, or it is `prepare`
+    that is measured.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,42 +110,57 @@ def pipeline_rate(
         sizes = Pools(actors=1, decoders=decoders, gpu=gpu)
         stamped = Stamped(encoder, folder)
         with ray_session(flight_bytes(encoder, sizes, chunk)):
-            ends: list[tuple[float, int]] = []
-            for part in written_parts(folder / TODO_FILE, folder, stamped, sizes):
-                ends.append((time.perf_counter(), part["tracks"]))
+            done = sum(
+                part["tracks"] for part in written_parts(folder / TODO_FILE, folder, stamped, sizes)
+            )
+            ended = time.perf_counter()
         # On both sides of it: other processes may have come or gone.
         after = _bare_seconds(bare_loop, folder / TODO_FILE, min(chunks, BARE_CHUNKS), gpu=gpu)
-        settled = max(1, len(ends) // 4)
-        told = waits(
-            stamped.stamps(PREPARED), stamped.stamps(ENCODED), ends[settled - 1][0], decoders
+        prepared, encoded = stamped.stamps(PREPARED), stamped.stamps(ENCODED)
+    if done != tracks.num_rows or encoded[:, 1].sum() != done:
+        raise RuntimeError(
+            f"{tracks.num_rows} tracks: {encoded[:, 1].sum():g} encoded, {done} done"
         )
-    piped = sum(count for _, count in ends[settled:]) / (ends[-1][0] - ends[settled - 1][0])
-    bare = 2 / (before + after)
+    piped, bare = settled_rate(encoded, ended), 2 / (before + after)
+    told = waits(prepared, encoded, decoders)
     return {"pipeline": piped, "bare": bare, "ratio": piped / bare} | told
 
 
-def waits(
-    prepared: np.ndarray, encoded: np.ndarray, since: float, decoders: int
-) -> dict[str, float]:
-    """Of `Stamped.stamps` since a moment: the share of the time in which the model stage had no
-    chunk (`idle`) and in which the decoders were at work (`decoding`), and for how long a chunk lay
-    ready before the model took it (`lay_ready_s`, the median). A model stage that is idle while
-    chunks lie ready waits for Ray; one for which none do waits for the decoders.
+def settled_rate(encoded: np.ndarray, ended: float) -> float:
+    """Tracks a second from where `settled` begins to when the last part was in the driver's hands.
+
+    Parts come to the driver in bursts, so when they came tells nothing of the rate: of many that
+    came at once most were encoded before.
     """
-    encoded = encoded[encoded[:, 1] >= since]
-    encoded = encoded[np.argsort(encoded[:, 1])]
-    if not len(encoded):
-        return {"idle": 0.0, "decoding": 0.0, "lay_ready_s": 0.0}
-    first, last = encoded[0, 1], encoded[:, 2].max()
-    busy_until = np.maximum.accumulate(encoded[:, 2])
-    idle = np.maximum(encoded[1:, 1] - busy_until[:-1], 0).sum()
-    overlap = np.minimum(prepared[:, 2], last) - np.maximum(prepared[:, 1], first)
-    ready = dict(zip(prepared[:, 0], prepared[:, 2], strict=True))
-    lay = [began - ready[track] for track, began in encoded[:, :2]]
-    whole = last - first
+    since, later = settled(encoded)
+    return float(later[:, 1].sum() / (ended - since))
+
+
+def settled(encoded: np.ndarray) -> tuple[float, np.ndarray]:
+    """When the model stage had ended the first quarter of its chunks, which may have been prepared
+    while it loaded its model; and the chunks that ended later."""
+    encoded = encoded[np.argsort(encoded[:, 3])]
+    first = max(1, len(encoded) // 4)
+    return encoded[first - 1, 3], encoded[first:]
+
+
+def waits(prepared: np.ndarray, encoded: np.ndarray, decoders: int) -> dict[str, float]:
+    """Of the stamps, where `settled`: the share of the time in which the model stage had no chunk
+    (`idle`) and in which the decoders were at work (`decoding`), and for how long a chunk lay ready
+    before the model took it (`lay_ready_s`, the median). A model stage that is idle while chunks
+    lie ready waits for Ray; one for which none do waits for the decoders.
+    """
+    since, later = settled(encoded)
+    until = later[-1, 3]
+    later = later[np.argsort(later[:, 2])]
+    busy_until = np.maximum.accumulate([since, *later[:-1, 3]])
+    idle = np.maximum(later[:, 2] - busy_until, 0).sum()
+    decoding = np.minimum(prepared[:, 3], until) - np.maximum(prepared[:, 2], since)
+    ready = dict(prepared[:, [0, 3]].tolist())
+    lay = [began - ready[track] for track, began in later[:, [0, 2]].tolist()]
     return {
-        "idle": float(idle / whole),
-        "decoding": float(np.maximum(overlap, 0).sum() / whole / decoders),
+        "idle": float(idle / (until - since)),
+        "decoding": float(np.maximum(decoding, 0).sum() / (until - since) / decoders),
         "lay_ready_s": float(np.median(lay)),
     }
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 LEAST_STORE_BYTES, SHARED_MEMORY = 512 * 2**20, "/dev/shm"
 STORE_SHARE = 16
-"""A local object store takes this part of the free shared memory, unless a job asks for more: Ray
-Data keeps in flight up to half of what the store holds, whether anything waits for it or not."""
+"""A local object store takes this part of the free shared memory, unless a job says what it needs:
+Ray Data keeps in flight up to half of what the store holds, whether anything waits for it."""
 MIN_LOGICAL_CPUS = 8
 
 
@@ -21,8 +21,8 @@ MIN_LOGICAL_CPUS = 8
 def ray_session(store_bytes: int = 0) -> Iterator[None]:
     """A connected Ray. One that runs already is used and left running.
 
-    `store_bytes`: what the object store of a Ray of our own should hold at least, as far as half of
-    the free shared memory goes; it takes what is put there and no more.
+    `store_bytes`: what the object store of a Ray of our own should hold, as far as half of the free
+    shared memory goes; 0: a part of that memory.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
@@ -51,4 +51,4 @@ def ray_session(store_bytes: int = 0) -> Iterator[None]:
 
 def _store_bytes(wanted: int) -> int:
     free = shutil.disk_usage(SHARED_MEMORY).free
-    return max(LEAST_STORE_BYTES, free // STORE_SHARE, min(wanted, free // 2))
+    return max(LEAST_STORE_BYTES, min(wanted, free // 2) if wanted else free // STORE_SHARE)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -187,12 +189,25 @@ def test_an_error_of_ours_comes_out_of_ray_as_itself(
         embed(bands, AUDIO)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlowEncoder(BandEncoder):
+    """Its model takes this long at least, as a device would."""
+
+    chunk_s: ClassVar[float] = 0.1
+
+    def encode(self, prepared: pa.Table) -> list[np.ndarray | str]:
+        threading.Event().wait(self.chunk_s)
+        return super().encode(prepared)
+
+
 def test_the_pipelines_rate_is_compared_with_the_bare_loops(bands: Workspace) -> None:
-    encoder = BandEncoder(root=bands.root.absolute())
+    encoder = SlowEncoder(root=bands.root.absolute())
     tracks = pa.table({"track_id": range(24), "audio_uri": ["tune.flac"] * 24})
-    found = pipeline_rate(encoder, tracks, chunk=4)
+    found = pipeline_rate(encoder, tracks, chunk=2)
     assert found["ratio"] == pytest.approx(found["pipeline"] / found["bare"])
-    assert min(found["pipeline"], found["bare"]) > 0
+    most = 2 / SlowEncoder.chunk_s  # of one model that is never idle, by the clock
+    assert 0 < found["bare"] <= most
+    assert 0 < found["pipeline"] <= 1.01 * most
     assert 0 <= found["idle"] < 1
     with pytest.raises(InputError, match="24 tracks in chunks of 12: expected three chunks"):
         pipeline_rate(encoder, tracks, chunk=12)
