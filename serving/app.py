@@ -24,6 +24,7 @@ from serving.ranking_routes import ranking_router
 from serving.ranking_service import RankingService
 from serving.request_limits import RequestLimits
 from serving.shedding import Shedding
+from serving.straight_rank import StraightRank
 
 
 def create_app(
@@ -55,10 +56,17 @@ def create_app(
         title="Crescendo",
         docs_url=None,
         redoc_url=None,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # serving/tracing.py has ours
         responses=ERROR_ANSWERS,
         lifespan=while_serving,
     )
     add_error_answers(app, service.metrics.failed)
+    # Each comes before those that were added earlier.
+    app.add_middleware(StraightRank, service=service)
     access.guard(app, service.metrics.rejected)
     app.add_middleware(Shedding, pressure=service.pressure, rejected=service.metrics.rejected)
     # Last, so outermost: refusals carry the request's id too.

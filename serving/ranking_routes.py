@@ -1,6 +1,6 @@
 """The HTTP routes that rank.
 
-POST /v1/rank        {"user_id": 7, "candidates": [3, 1, 2]}
+POST /v1/rank        {"user_id": 7, "candidates": [3, 1, 2]}  (see serving/straight_rank.py too)
 POST /v1/recommend   {"user_id": 7, "count": 20}   or   {"history": [3, 1], "count": 20}
 
 The header `X-Deadline-Ms` shortens the service's own deadline. 503 with Retry-After where the
@@ -25,8 +25,12 @@ from serving.schemas import (
     RecommendResponse,
 )
 
-TraceParent = Annotated[str, Header(max_length=128)]
-DeadlineMs = Annotated[float | None, Header(alias="X-Deadline-Ms", ge=1, le=60_000)]
+MAX_TRACEPARENT = 128
+DEADLINES_MS = (1, 60_000)
+TraceParent = Annotated[str, Header(max_length=MAX_TRACEPARENT)]
+DeadlineMs = Annotated[
+    float | None, Header(alias="X-Deadline-Ms", ge=DEADLINES_MS[0], le=DEADLINES_MS[1])
+]
 RESULT = b'{"track_id":%b,"score":%b},'
 
 
@@ -45,6 +49,15 @@ def rank_response(
         "degraded": degraded,
     }
     return b'%b,"results":[%b],%b' % (to_json(asked)[:-1], results, to_json(lacks)[1:])
+
+
+async def rank_body(
+    service: RankingService, request: RankRequest, deadline_ms: float | None, traceparent: str
+) -> bytes:
+    """What is answered to a request. Raises Overloaded."""
+    answer = await service.rank(request, deadline_ms=deadline_ms, traceparent=traceparent)
+    release_id = answer.ranker.release.release_id
+    return rank_response(release_id, request.user_id, answer.ranking, answer.degraded)
 
 
 def recommend_response(
@@ -85,11 +98,9 @@ def ranking_router(service: RankingService) -> APIRouter:
         request: RankRequest, deadline_ms: DeadlineMs = None, traceparent: TraceParent = ""
     ) -> Response:
         try:
-            answer = await service.rank(request, deadline_ms=deadline_ms, traceparent=traceparent)
+            body = await rank_body(service, request, deadline_ms, traceparent)
         except Overloaded as error:
             return refused(error)
-        release_id = answer.ranker.release.release_id
-        body = rank_response(release_id, request.user_id, answer.ranking, answer.degraded)
         return Response(body, media_type="application/json")
 
     @router.post("/v1/recommend", response_model=RecommendResponse)
