@@ -2,14 +2,12 @@
 
     python -m tests.killed COMMAND FOLDER
 
-A step is whatever changes the disk from Python: a file opened for writing, a rename, a removal, a
-new folder, a sync. For n = 1, 2, ... a copy of the workspace is made, and a fork runs the command
-and sends itself SIGKILL before step n. Then everything that is visible has to be whole, what was
-published has to be there, and the same command has to end as if nothing had happened. The last
-line says how many kills that were.
+A step is one of kill_steps.py. For n = 1, 2, ... a copy of the workspace is made, and a fork runs
+the command and sends itself SIGKILL before step n. Then everything that is visible has to be
+whole, what was published has to be there, and the same command has to end as if nothing had
+happened. The last line says how many kills that were.
 """
 
-import os
 import shutil
 import signal
 import sys
@@ -27,11 +25,10 @@ from ray_jobs.assign import assign
 from ray_jobs.quantize import quantize
 from ray_jobs.quantize_options import QuantizeOptions
 from tests.embedded import clustered, write_catalogue
+from tests.kill_steps import forked, kill_before
 
 DIMS = {"text": 5}
 FITTED, ALL = 40, 55
-STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def options(seed: int = 0) -> QuantizeOptions:
@@ -49,49 +46,6 @@ def prepare(workspace: Workspace, command: str) -> None:
     quantize(workspace, options())
     if command == "assign":
         write_catalogue(workspace, clustered(ALL, DIMS))
-
-
-def kill_before(step: int, root: Path) -> None:
-    """From here on this process dies before its step of that number under `root`."""
-    seen = 0
-
-    def one_step() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES
-        if (writes or event in STEPS) and str(arguments[0]).startswith(str(root)):
-            one_step()
-
-    sys.addaudithook(hook)
-    sync = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        one_step()
-        sync(descriptor)
-
-    os.fsync = fsync
-
-
-def forked(work: Callable[[], object]) -> int:
-    """The wait status of a child that does `work`: 0 when it went well."""
-    pid = os.fork()
-    if pid == 0:
-        ended = 1
-        try:
-            work()
-            ended = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(ended)
-    return os.waitpid(pid, 0)[1]
 
 
 def published(workspace: Workspace) -> dict[str, list[dict[str, object]]]:

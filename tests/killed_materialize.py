@@ -2,7 +2,7 @@
 
     python -m tests.killed_materialize FOLDER [--redis] [--every STEPS]
 
-A step is whatever changes the disk from Python (see killed.py), and each side of every batch that
+A step is whatever changes the disk from Python (kill_steps.py), and each side of every batch that
 goes to the online store. After each kill the watermark has to be the one before or the one after,
 and the next run has to bring the online store into the state that a run in peace does. The last
 line says at how many steps that was done.
@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from feature_repo.workspace import Workspace
-from tests.killed import forked, kill_before
+from tests.kill_steps import forked, kill_before
 from tests.servers import RedisServer
 from tests.view_sources import (
     PLAIN,

@@ -3,8 +3,8 @@
     python -m tests.feature_repo.killed_journal FOLDER
 
 For n = 1, 2, ... a fork works on a copy of the workspace and sends itself SIGKILL before step n;
-a step is whatever changes the disk (tests/killed.py), and a write to a journal, of which half is
-done. Then every event whose append had returned has to be in the log after a fold, none twice,
+a step is whatever changes the disk (tests/kill_steps.py), and a write to a journal, of which half
+is done. Then every event whose append had returned has to be in the log after a fold, none twice,
 and the same work done again has to end as if nothing had happened. The last line says how many
 kills that were, and after how many of them something acknowledged was not yet in the log.
 """
@@ -23,7 +23,7 @@ from feature_repo.event_journal import append, fold, journal_folder, remove
 from feature_repo.workspace import Workspace
 from tests.event_logs import write_events
 from tests.feature_repo.live_log import SOURCE_EVENTS, live
-from tests.killed import forked, kill_before
+from tests.kill_steps import forked, kill_before
 
 FORGOTTEN = 105
 

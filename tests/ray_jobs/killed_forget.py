@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.workspace import Workspace
 from ray_jobs.forget import ForgetOptions, forget
-from tests.killed import STEPS, WRITES, forked
+from tests.kill_steps import STEPS, WRITES, forked
 from tests.ray_jobs.forget_checks import manifests_are_whole, online_rows
 from tests.ray_jobs.forget_world import all_events, build
 
