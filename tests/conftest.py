@@ -11,6 +11,8 @@ from pathlib import Path
 import prometheus_client  # noqa: F401  # before Feast, as in serving/__init__.py
 import pytest
 
+import feature_repo  # noqa: F401  # before a test imports Feast
+
 pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported
 pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
 
