@@ -174,10 +174,21 @@ def test_feast_ui_shows_them(workspace, free_tcp_port):
                 break
         url = f"http://127.0.0.1:{free_tcp_port}"
         assert httpx.get(url).status_code == 200
-        views = httpx.get(f"{url}/api/v1/feature_views", params={"project": "crescendo"}).json()
-        shown = {view["spec"]["name"]: view["spec"] for view in views["featureViews"]}
-        assert shown[schema.USER_SEQUENCE]["description"]
-        assert shown[schema.USER_SEQUENCE]["owner"] == "crescendo"
+        for path, kind, names in (
+            ("feature_views", "featureViews", {schema.USER_SEQUENCE, schema.TRACK_STATS}),
+            ("feature_services", "featureServices", {"track_content", "user_taste"}),
+        ):
+            asked = {"project": "crescendo", "limit": 100}
+            answer = httpx.get(f"{url}/api/v1/{path}", params=asked).json()
+            shown = {item["spec"]["name"]: item["spec"] for item in answer[kind]}
+            assert set(shown) >= names
+            for name, spec in shown.items():
+                assert spec["description"], name
+                assert spec["owner"] == "crescendo", name
+                assert spec["tags"], name
+                for feature in spec["features"] if path == "feature_views" else ():
+                    assert feature["description"], f"{name}:{feature['name']}"
+                    assert feature["tags"], f"{name}:{feature['name']}"
     finally:
         server.terminate()
         server.wait()
