@@ -3,7 +3,7 @@
     crescendo sequences --length 20
 
 First folds the live events' journal into the log. Writes `features/user_sequence/part-*.parquet`,
-the listens themselves, one row each, and `features/{user,track}_stats/part-0.parquet`. A row is
+the listens themselves, one row each, and `features/{user,track}_stats/part-*.parquet`. A row is
 stamped with the first moment at which a reader may see it, so that Feast's point-in-time join,
 which is `<=`, never shows a row its own event:
 
@@ -83,7 +83,7 @@ def sequences(workspace: Workspace, options: SequenceOptions) -> dict[str, Any]:
                 rows[view] = write_stats(
                     f"{workspace.events}/*.parquet",
                     pa.table({"event_id": deleted}),
-                    partial / "part-0.parquet",
+                    partial,
                     entity,
                 )
                 manifest.rows = {"rows": rows[view]}

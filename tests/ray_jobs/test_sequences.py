@@ -1,6 +1,7 @@
 """The sources of sequence and statistics features against brute force over random logs."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from feature_repo.errors import InputError
 from feature_repo.event_journal import append
 from feature_repo.stores.event_windows import EventWindows
 from feature_repo.workspace import Workspace
-from ray_jobs import sequence_log
+from ray_jobs import sequence_log, sequence_stats
 from ray_jobs.sequence_log import build_with, event_blocks, run_here, run_on_ray
 from ray_jobs.sequences import SequenceOptions, deletions, deletions_folder, events_id, sequences
 from tests.event_logs import START, big_log, event, write_events
@@ -42,6 +43,10 @@ def visible_at(row):
 
 def read_log(workspace):
     return pq.read_table(parquet_files(workspace.feature_source(schema.USER_SEQUENCE)))
+
+
+def counts_of(workspace, view):
+    return pq.read_table(parquet_files(workspace.feature_source(view)))
 
 
 def windows(log, user, moment, length):
@@ -265,6 +270,33 @@ def test_stats_count_the_whole_days_before(tmp_path_factory, log):
                         )
                         got = found[f"{prefix}_{kind}_{days}d"] if found else 0
                         assert got == expected
+
+
+def test_counts_of_slices_are_those_of_the_whole(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    big_log(workspace, events=300, users=20, files=2)
+    sequences(workspace, SequenceOptions())
+    views = (schema.USER_STATS, schema.TRACK_STATS)
+    whole = {view: counts_of(workspace, view) for view in views}
+    monkeypatch.setattr(sequence_stats, "SLICE_DAYS", 7)
+    sequences(workspace, SequenceOptions())
+    for view, key in zip(views, ("user_id", "track_id"), strict=True):
+        folder = workspace.feature_source(view)
+        parts = [pq.read_table(path)[key].to_numpy() for path in parquet_files(folder)]
+        assert len(parts) > 1
+        assert all(before.max() < after.min() for before, after in pairwise(parts))
+        assert counts_of(workspace, view).equals(whole[view])
+        assert {path.name for path in folder.iterdir()} == {
+            "manifest.json",
+            *(f"part-{n:05d}.parquet" for n in range(len(parts))),
+        }
+
+
+def test_an_empty_log_has_no_counts(tmp_path):
+    workspace = Workspace(tmp_path)
+    write_events(workspace, [])
+    assert sequences(workspace, SequenceOptions())["rows"][schema.USER_STATS] == 0
+    assert len(parquet_files(workspace.feature_source(schema.USER_STATS))) == 1
 
 
 def test_missing_events_name_the_command(tmp_path):
