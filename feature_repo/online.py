@@ -14,6 +14,7 @@ from feast import FeatureService, FeatureStore, utils
 
 from feature_repo.errors import InputError
 from feature_repo.stores.packed_columns import Columns
+from feature_repo.stores.packed_reading import ReadValues
 from feature_repo.stores.packed_store import PackedOnlineStore
 
 
@@ -63,3 +64,8 @@ class OnlineReader:
     def read(self, ids: np.ndarray) -> Columns:
         """The features of these entities (N integers, any order, repeats allowed)."""
         return self._online.read_packed(self._config, self._asked, ids)
+
+    def read_values(self, ids: np.ndarray) -> dict[str, ReadValues]:
+        """The same of few entities (N int64) as Python values, by view: a quarter of the time of
+        arrays for one of them."""
+        return self._online.read_packed_values(self._config, self._asked, ids)

@@ -250,17 +250,17 @@ class ReleaseRanker:
         """Probabilities (C,) of tracks of the catalogue, in their order."""
         return self._scores(self.catalogue, user, tracks_C, moment_us)
 
-    @torch.inference_mode()
     def _scores(
         self, catalogue: Catalogue, user: UserRow, tracks_C: np.ndarray, moment_us: int
     ) -> np.ndarray:
         if len(tracks_C) == 0:
             return np.zeros(0, dtype=np.float32)
         if catalogue.fast is None:
-            logits_C = self.model(self._batch(catalogue, [user], [tracks_C], moment_us))
-        else:
-            numbers_CN = _read_numbers(catalogue, [user], [len(tracks_C)], tracks_C, moment_us)
-            logits_C = catalogue.fast.logits(user.track_ids_L, tracks_C, numbers_CN)
+            with torch.inference_mode():
+                logits_C = self.model(self._batch(catalogue, [user], [tracks_C], moment_us))
+                return torch.sigmoid(logits_C).numpy()
+        numbers_CN = _read_numbers(catalogue, [user], [len(tracks_C)], tracks_C, moment_us)
+        logits_C = catalogue.fast.logits(user.track_ids_L, tracks_C, numbers_CN)
         return torch.sigmoid(logits_C).numpy()
 
     def warm_up(self) -> None:

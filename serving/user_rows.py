@@ -31,6 +31,8 @@ from feature_repo.stores.packed_store import PackedOnlineStore
 from feature_repo.workspace import Workspace
 from serving.retriever_choice import CANDIDATES
 
+FEW = 4
+"""Users whose rows are read one by one: most often it is one user."""
 LISTS = (*schema.SEQUENCE_COLUMNS, schema.CANDIDATE_TRACK_IDS)
 
 
@@ -121,6 +123,14 @@ class UserRows:
     def _read_packed(
         self, reader: OnlineReader, ids_N: np.ndarray
     ) -> tuple[dict[str, Sequence[Any]], Sequence[int]]:
+        if self.read_log is None and len(ids_N) <= FEW:
+            views = reader.read_values(ids_N)
+            values: dict[str, Sequence[Any]] = {}
+            for feature in self._features:
+                view, name = feature.split(":")
+                nothing = () if name in LISTS else 0
+                values[name] = [value or nothing for value in views[view].values[name]]
+            return values, views[schema.USER_SEQUENCE].event_us
         columns = reader.read(ids_N)
         if self.read_log is not None:
             self.read_log.record(columns, time.time_ns() // 1000)

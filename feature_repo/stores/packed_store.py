@@ -30,7 +30,7 @@ from feature_repo.errors import InputError
 from feature_repo.stores.packed_asked import asked_entities
 from feature_repo.stores.packed_columns import Column, Columns
 from feature_repo.stores.packed_protos import moment, rows_of_protos
-from feature_repo.stores.packed_reading import Codecs, read_rows, read_values
+from feature_repo.stores.packed_reading import Codecs, ReadValues, read_rows, read_values
 from feature_repo.stores.packed_response import add_to_response
 from feature_repo.stores.packed_sequences import SequenceRows
 from feature_repo.stores.packed_view import Keys, PackedView, packed_view
@@ -134,6 +134,19 @@ class PackedOnlineStore(OnlineStore):
             columns.update((f"{name}:{feature}", c) for feature, c in read.columns.items())
             found[name], event_us[name] = read.found_N, read.event_us_N
         return Columns(ids_N=ids_N, columns=columns, found=found, event_us=event_us)
+
+    def read_packed_values(
+        self,
+        config: RepoConfig,
+        asked: Sequence[tuple[str, tuple[PackedView, Sequence[str]]]],
+        ids_N: np.ndarray,
+    ) -> dict[str, ReadValues]:
+        """`read_packed` of few entities (N int64), as Python values by the name in the answer."""
+        fetched = self._fetch(config, [(view, ids_N) for _, (view, _) in asked])
+        return {
+            name: read_values(config, view, features, rows, self._codecs)
+            for (name, (view, features)), rows in zip(asked, fetched, strict=True)
+        }
 
     def delete_rows(self, config: RepoConfig, view: FeatureView, ids: np.ndarray) -> int:
         """Removes the rows of these entities; returns how many there were."""

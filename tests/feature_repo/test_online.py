@@ -62,6 +62,19 @@ def test_what_a_reader_says_is_what_feast_says(store):
         assert columns[reference].to_pylist() == response[reference.partition(":")[2]]
 
 
+@pytest.mark.parametrize("ids", [[2], [9], [3, 2, 1, 9]])
+def test_values_are_those_of_the_arrays(store, ids):
+    reader = OnlineReader(store, store.get_feature_service("both"))
+    columns, views = reader.read(np.array(ids)), reader.read_values(np.array(ids))
+    for name, column in columns.columns.items():
+        view_name, feature = name.split(":")
+        values = views[view_name].values[feature]
+        as_lists = [list(value) if isinstance(value, tuple) else value for value in values]
+        assert as_lists == column.to_pylist()
+    for name, event_us in columns.event_us.items():
+        assert list(views[name].event_us) == event_us.tolist()
+
+
 def test_what_was_not_asked_for_is_an_error(store):
     columns = OnlineReader(store, ["counts:plays"]).read(np.array([1]))
     with pytest.raises(InputError, match="no column 'counts:skips' was read"):

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 import serving.straight_rank
 from serving.deployment import load_app
-from serving.pressure import PressureOptions
+from serving.pressure import Overloaded, PressureOptions
 from serving.releases import make_release
 
 JSON = {"content-type": "application/json"}
@@ -84,7 +84,12 @@ def test_a_body_that_grows_too_large_is_refused(client, straight):
     assert not straight
 
 
-def test_a_deadline_that_has_passed_leaves_popularity(client, straight):
-    answer = post(client, GOOD, **{"X-Deadline-Ms": "1"}).json()
-    assert len(straight) == 1
-    assert "popularity" in answer.get("degraded", []) or "error" in answer
+def test_what_cannot_be_in_time_is_refused(client, monkeypatch):
+    async def overloaded(*_):
+        raise Overloaded("deadline", "the requests ahead of it fill its deadline")
+
+    monkeypatch.setattr(serving.straight_rank, "rank_body", overloaded)
+    response = post(client, GOOD)
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+    assert "overloaded" in response.json()["error"]
