@@ -76,7 +76,7 @@ class Calls:
     rounds: int
 
 
-CALLS = Calls(stock=240, others=1_200, rounds=12)
+CALLS = Calls(stock=200, others=1_000, rounds=10)
 QUICK_CALLS = Calls(stock=40, others=200, rounds=4)
 
 
