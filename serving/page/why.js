@@ -63,7 +63,7 @@ function listenRow(listen, attention, largest) {
 
 function heat(value, largest) {
   const cell = element("td", {class: `heat ${value < 0 ? "minus" : "plus"}`});
-  cell.textContent = value.toFixed(3);
+  cell.textContent = value.toFixed(3).replace(/^-(0\.0+)$/, "$1");
   cell.style.setProperty("--share", largest ? Math.abs(value) / largest : 0);
   return cell;
 }

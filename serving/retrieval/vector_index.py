@@ -176,6 +176,8 @@ def import_faiss() -> ModuleType:
             "recommending needs Faiss, which is not installed; run `pip install crescendo[cpu]`, "
             "or crescendo[gpu] on a machine with an NVIDIA GPU"
         ) from error
+    except RuntimeError as error:  # so says faiss-gpu where NVIDIA's libraries are not beside it
+        raise InputError(f"Faiss is installed and cannot be loaded: {error}") from error
     return faiss
 
 

@@ -1,8 +1,12 @@
 """Nearest tracks against brute force in numpy, for every kind of index and for late tracks."""
 
+import sys
+
 import numpy as np
 import pytest
+import torch
 
+from feature_repo.errors import InputError
 from serving.retrieval import vector_index
 from serving.retrieval.vector_index import VectorIndex, index_kind, ivf_cells
 
@@ -117,3 +121,48 @@ def test_cells_are_a_power_of_two_of_some_dozens_of_tracks():
         cells = ivf_cells(count)
         assert cells & (cells - 1) == 0
         assert 2 * np.sqrt(count) <= cells <= 4 * np.sqrt(count) + 2
+
+
+def test_a_faiss_that_does_not_load_says_what_is_missing(tmp_path, monkeypatch):
+    broken = tmp_path / "faiss" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise RuntimeError('nvidia-cublas-cu12 is missing - pip install it')")
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="cannot be loaded: nvidia-cublas-cu12 is missing"):
+        vector_index.import_faiss()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [3000, 200_000])
+def test_faiss_gpu_searches_on_the_gpu(monkeypatch, count):
+    """Flat and IVF: the index lies on the GPU, and finds what the same index finds on the CPU.
+
+    Fails, and does not skip, where faiss-gpu is installed on a machine with a GPU and sees none.
+    """
+    faiss = vector_index.import_faiss()
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this faiss is faiss-cpu; pip install crescendo[gpu] on a machine with a GPU")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert faiss.get_num_gpus() > 0, "faiss-gpu is installed and sees no GPU that torch sees"
+    monkeypatch.setattr(vector_index, "GPU_FLAT_VALUES", 10_000 * DIMS)
+    monkeypatch.setattr(vector_index, "IVF_VALUES", 20_000 * DIMS)  # a tenth of the cells
+    ids, x = ids_of(count), unit_rows(count)
+    index = VectorIndex.build(ids, x)
+    assert index.kind == ("flat" if count == 3000 else "ivf")
+    (part,) = index._parts
+    assert isinstance(part.index, faiss.GpuIndex)
+    on_cpu = vector_index.make_index(faiss, x.astype("f2").astype("f4"), index.kind)
+    if index.kind == "ivf":
+        assert part.index.nprobe == on_cpu.nprobe  # the transfer keeps how far it searches
+    new = np.arange(7) * 7 - 47
+    grown = index.grown(new, unit_rows(7, seed=3))
+    for query in unit_rows(20, seed=1):
+        places, products = index.nearest(query, 500)
+        wanted, own = on_cpu.search(query[None], 500)[1][0], x.astype("f2").astype("f4") @ query
+        assert np.isin(index.track_ids[places], ids[wanted]).mean() > 0.99
+        np.testing.assert_allclose(products, own[places], atol=1e-3)
+        assert np.all(np.diff(products) <= 0)
+    for track_id, query in zip(new, unit_rows(7, seed=3), strict=True):
+        assert grown.track_ids[grown.nearest(query, 1)[0]] == track_id
