@@ -127,7 +127,8 @@ def running(
     """Serves the live release until the block ends. Yields the URL once it answers.
 
     `logged_share`: share of users whose reads are kept for `crescendo audit`. `fast`: `FAST`.
-    InputError where others would reach a server that asks for no token.
+    InputError where others would reach a server that asks for no token, and for a copy of an
+    `s3://` workspace on a cluster: its other machines do not have the copy.
     """
     check_exposure(workspace, EVERY_INTERFACE if fast else host)
     if fast:
@@ -160,6 +161,13 @@ def running(
             _node_ip_address="127.0.0.1",
         )
     try:
+        machines = sum(node["Alive"] for node in ray.nodes())
+        if not workspace.is_local and machines > 1:
+            raise InputError(
+                f"the copy of {workspace.location} lies on this machine alone, and RAY_ADDRESS is "
+                f"a cluster of {machines}; serve a folder that all of them mount "
+                "(deploy/kuberay), or leave RAY_ADDRESS out"
+            )
         serve.start(http_options={"host": host, "port": port})
         deployment = serve.deployment(
             serve.ingress(build)(),

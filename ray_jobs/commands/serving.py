@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -97,39 +99,27 @@ def serve(
 
     if not 0 <= log_share <= 1:
         raise InputError(f"log_share must lie between 0 and 1, got {log_share}")
+    if uvicorn and (fast or replicas != 1):
+        raise InputError("uvicorn is one process without Ray: leave --fast and --replicas out")
+    for name, given in (("certificate", certificate), ("key", key), ("grpc_port", grpc_port)):
+        if given is not None and not uvicorn:
+            raise InputError(
+                f"{name} is for --uvicorn: Ray Serve's fast proxy passes on plain HTTP alone"
+            )
     live = live_release(context.obj)
+    serve_on: Callable[..., None]
     if uvicorn:
-        if fast or replicas != 1:
-            raise InputError("uvicorn is one process without Ray: leave --fast and --replicas out")
         from serving.uvicorn_server import serve_with_uvicorn
 
-        with following(context.obj, every_s=remote_poll_s):
-            serve_with_uvicorn(
-                context.obj,
-                host=host,
-                port=port,
-                logged_share=log_share,
-                certificate=certificate,
-                key=key,
-                grpc_port=grpc_port,
-            )
+        serve_on = partial(
+            serve_with_uvicorn, certificate=certificate, key=key, grpc_port=grpc_port
+        )
     else:
-        for name, given in (("certificate", certificate), ("key", key), ("grpc_port", grpc_port)):
-            if given is not None:
-                raise InputError(
-                    f"{name} is for --uvicorn: Ray Serve's fast proxy passes on plain HTTP alone"
-                )
         from serving.deployment import serve_until_signal
 
-        with following(context.obj, every_s=remote_poll_s):
-            serve_until_signal(
-                context.obj,
-                host=host,
-                port=port,
-                replicas=replicas,
-                logged_share=log_share,
-                fast=fast,
-            )
+        serve_on = partial(serve_until_signal, replicas=replicas, fast=fast)
+    with following(context.obj, every_s=remote_poll_s):
+        serve_on(context.obj, host=host, port=port, logged_share=log_share)
     answer({"release_id": live.release_id})
 
 
