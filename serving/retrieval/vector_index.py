@@ -29,9 +29,10 @@ IVF_VALUES = 1 << 20
 IVF_SHARE = 1 / 16
 """Of the cells; so many are looked into at least, where vectors are long."""
 IVF_FITTED_PER_CELL = 40
-IVF_TRACKS = 1 << 19
-"""Above, HNSW: its search hardly grows with the tracks, but its build takes seven to twenty times
-as long. At 100,000 and at 300,000 tracks IVF finds as much in the same time."""
+IVF_TRACKS = 1 << 20
+"""Above, HNSW: its search hardly grows with the tracks, but its build takes some twenty times as
+long. At a million of 64 dims IVF is built in 11 s of a core and finds .986 of the nearest 500 in
+2 ms, where a release would wait for more than three minutes for HNSW."""
 GPU_FLAT_VALUES = 1 << 30
 """On a GPU: 4 GiB, which its memory delivers in a few milliseconds."""
 HNSW_LINKS = 16
