@@ -36,37 +36,24 @@ WIDE: dict[str, Any] = {
     "learning_rate": 2e-4,
 }
 """Sizes and learning rate of the authors' script."""
+UNTRAINED: dict[str, Any] = {"learning_rate": 0.0}
+NO_REVIVAL: dict[str, Any] = {"revival": False}
+"""Their code has none."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "as in the study": {},
-    "untrained": {"learning_rate": 0.0, "epochs": 1},
-    "untrained, wide": WIDE | {"mu": 0.0, "learning_rate": 0.0, "epochs": 1},
+    "untrained": UNTRAINED,
+    "untrained, authors' sizes": AUTHORS | WIDE | UNTRAINED,
     "no commitment": {"mu": 0.0},
     "authors' weights": AUTHORS,
-    "authors' weights, batch 64": AUTHORS | {"batch_size": 64},
-    "authors' weights, batch 256": AUTHORS | {"batch_size": 256},
-    "authors' weights, x10 epochs": AUTHORS | {"epochs": 10},
-    "authors' weights, wide": AUTHORS | WIDE,
-    "authors' weights, wide, x10 epochs": AUTHORS | WIDE | {"epochs": 10},
-    "authors' weights, wide, batch 64": AUTHORS | WIDE | {"batch_size": 64},
-    "authors' weights, wide, x25 epochs": AUTHORS | WIDE | {"epochs": 25},
-    "authors' weights, 512 dims": AUTHORS
-    | {"latent_dims": 512, "quantization_weight": 1 / (4 * 512)},
-    "authors' weights, x50 epochs": AUTHORS | {"epochs": 50},
-    "authors' weights, no Sinkhorn, plain start": AUTHORS
-    | {"sinkhorn": False, "revival": False, "balanced_start": False},
-    "reconstruction off": AUTHORS | {"reconstruction_weight": 0.0},
-    "alignment of weight 1": AUTHORS | {"alignment_weight": 1.0},
+    "authors' weights, no revival, batch 64": AUTHORS | NO_REVIVAL | {"batch_size": 64},
+    "authors' weights and sizes, no revival": AUTHORS | WIDE | NO_REVIVAL,
 }
-"""Changes of the options; `epochs` is how many times those of the study, 1 for no training."""
+"""Changes of the study's options."""
 OF_HETREC = (
     "as in the study",
     "untrained",
     "authors' weights",
-    "authors' weights, batch 64",
-    "authors' weights, x10 epochs",
-    "authors' weights, wide",
-    "authors' weights, wide, x10 epochs",
-    "alignment of weight 1",
+    "authors' weights and sizes, no revival",
 )
 RECONSTRUCTIONS = ("mmd", "mse")
 
@@ -153,9 +140,8 @@ def fitted(
     raw = {"collaborative": world.raw["collaborative_given"]} if world_name == BEAUTY else world.raw
     if world_name == HETREC:
         raw = {"collaborative": trained(world, seed, device), **raw}
-    change = dict(SETTINGS[setting])
-    times = change.pop("epochs", 1)
-    epochs = 1 if setting.startswith("untrained") else times * EPOCHS[world_name]
+    change = SETTINGS[setting]
+    epochs = EPOCHS[world_name] if change.get("learning_rate", 1) else 1
     options = MmRqVaeOptions(
         **{"learning_rate": 1e-3} | change | {"epochs": epochs, "seed": seed},
         reconstruction=reconstruction,
@@ -183,7 +169,7 @@ def fitted(
             "tau": forgetting(*spaces, *histories).mean,
             "tau_cosine": forgetting(*spaces, *histories, by="cosine").mean,
             "error": float((there_ND - back_ND).square().sum() / spread),
-            "ids": len(torch.unique(codes_NL, dim=0)),
+            "ids": len(torch.unique(codes_NL[known_I[1:]], dim=0)),
             "reconstruction": books[name][1].reconstruction[-1:],
         }
     return {
@@ -215,24 +201,27 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(results: Path) -> None:
-    """A row a world, family and setting: means over seeds of tau, MMD's beside MSE's."""
-    taus: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
+    """A row a world, family and setting: means over seeds, MMD's beside MSE's."""
+    shown = ("tau", "error", "ids")
+    rows: dict[tuple[str, str, str], dict[str, list[list[float]]]] = {}
     for line in read(results / RESULTS_FILE):
         for family, found in line["families"].items():
-            row = taus.setdefault((line["world"], family, line["setting"]), {})
-            row.setdefault(line["reconstruction"], []).append((found["tau"], found["error"]))
-    print(f"{'world':22}{'family':15}{'setting':44}tau mmd, mse    error mmd, mse")
-    for (world, family, setting), row in sorted(taus.items()):
+            row = rows.setdefault((line["world"], family, line["setting"]), {})
+            values = [float(found[name]) for name in shown]
+            row.setdefault(line["reconstruction"], []).append(values)
+    heads = "".join(f"{f'{name} {kind}':>12}" for name in shown for kind in RECONSTRUCTIONS)
+    print(f"{'world':22}{'family':15}{'setting':40}{heads}")
+    for (world, family, setting), row in sorted(rows.items()):
         means = {
-            name: [sum(values) / len(values) for values in zip(*row[name], strict=True)]
-            for name in RECONSTRUCTIONS
-            if name in row
+            kind: [sum(values) / len(values) for values in zip(*of_kind, strict=True)]
+            for kind, of_kind in row.items()
         }
-        cells = [
-            " ".join(f"{means[name][place]:7.3f}" if name in means else "      -" for name in means)
-            for place in (0, 1)
-        ]
-        print(f"{world:22}{family:15}{setting:44}{cells[0]} {cells[1]}")
+        cells = "".join(
+            f"{means[kind][place]:12.3f}" if kind in means else f"{'-':>12}"
+            for place in range(len(shown))
+            for kind in RECONSTRUCTIONS
+        )
+        print(f"{world:22}{family:15}{setting:40}{cells}")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,18 @@ def claims_of(families: Sequence[str]) -> list[Claim]:
         Claim(topic="parts", more=FULL, less=less, measure=GAIN, source="paper: ablation")
         for less in parts
     ]
+    if others:
+        found += [
+            Claim(
+                topic="parts",
+                more=FULL,
+                less=less,
+                measure=f"codes_tau:{family}",
+                source="paper: ablation, of nDCG alone",
+            )
+            for less in (NO_ALIGNMENT, MMD_ALIGNMENT)
+            for family in families
+        ]
     unproved = (NO_COMMITMENT, NO_SINKHORN, NO_REVIVAL, PLAIN_START)
     found += [
         Claim(topic="parts", more=FULL, less=less, measure=measure, source="used, not ablated")
