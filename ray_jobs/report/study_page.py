@@ -129,10 +129,10 @@ def _tables(answer: dict[str, Any]) -> list[Html]:
         ]
         cold.append([title, *_with_differences(answer, name, OF_COLD), *cost])
     head = [*_head(OF_COLD), "Parameters", "Training rows/s", "Seconds a run"]
-    title = f"Study: {answer['question']}"
+    heading = f"Study: {answer['question']}"
     return [
-        table(f"{title}, all items", [*_head(OF_ALL), "Validation AUC"], everything),
-        table(f"{title}, cold items and cost", head, cold),
+        table(f"{heading}, all items", [*_head(OF_ALL), "Validation AUC"], everything),
+        table(f"{heading}, cold items and cost", head, cold),
     ]
 
 
