@@ -43,8 +43,12 @@ TRACK_BYTES, STORE_PART = 5_760_000, 3
 """Samples of a track at most, 120 s of 24 kHz; and Ray Data lets one stage fill a third of the
 object store, counting the chunks that are being decoded: in a small store all but a few decoders
 stand still."""
-ACTOR_CPUS, DECODER_CPUS, WRITER_CPUS = 0.4, 0.4, 0.1
-"""Logical CPUs of each: whole ones wait for each other for ever on a small machine."""
+ACTOR_CPUS, DECODER_CPUS, WRITERS_CPUS = 0.4, 0.4, 0.1
+"""Logical CPUs of each, and of the writers of an actor: whole ones wait for each other for ever on
+a small machine."""
+WRITERS = 4
+"""Parts of an actor that are written at a time. A write takes milliseconds, and Ray Data tens of
+them to hand out the next: one writer falls behind a GPU that ends 19 chunks a second."""
 IN_FLIGHT, GPU_IN_FLIGHT = 2, 4
 """Chunks that an actor has been given: one at work, one waiting, whose windows a model's actor
 copies meanwhile in a thread of its own. More only fill memory, unless a chunk takes a GPU less time
@@ -75,12 +79,12 @@ def pools(encoder: Encoder, options: EmbedOptions, *, cpus: float, gpus: int) ->
     actors = options.actors or (max(1, gpus) if gpu else CPU_ACTORS)
     if gpu and actors > gpus:
         raise InputError(f"actors={actors} with a GPU each: Ray has {gpus}; run with --cpu")
-    left = int((cpus - actors * (ACTOR_CPUS + WRITER_CPUS)) / DECODER_CPUS)
+    left = int((cpus - actors * (ACTOR_CPUS + WRITERS_CPUS)) / DECODER_CPUS)
     decoders = options.decoders or max(1, min(left, int(cpus) - actors if gpu else 1))
     if decoders * two > left:
         raise InputError(
             f"actors={actors}, decoders={decoders}: Ray has {cpus:g} CPUs, of which an actor books "
-            f"{ACTOR_CPUS + WRITER_CPUS:g} and a decoder {DECODER_CPUS:g}"
+            f"{ACTOR_CPUS + WRITERS_CPUS:g} and a decoder {DECODER_CPUS:g}"
         )
     return Pools(actors=actors, decoders=decoders, gpu=gpu)
 
@@ -153,8 +157,8 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
         fn_kwargs={"folder": folder},
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=min(pools.actors, chunks)),
-        num_cpus=WRITER_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=min(WRITERS * pools.actors, chunks)),
+        num_cpus=WRITERS_CPUS / WRITERS,
     )
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ import pytest
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from ray_jobs import embed as embed_module
+from ray_jobs import embed_run
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.embed_run import Pools, dataset, written_parts
+from ray_jobs.encoders.pipeline import write_part
 from ray_jobs.pipeline_rate import pipeline_rate
 from tests.ray_jobs.embedding import rows_on_disk, write_tracks
 from tests.ray_jobs.sounds import MELODY, bad_file, sound_file, three_hours, tune
@@ -187,6 +190,28 @@ def test_an_error_of_ours_comes_out_of_ray_as_itself(
     use(monkeypatch, {5: "prepare refuses"})
     with pytest.raises(InputError, match=r"^the model's folder is gone$"):
         embed(bands, AUDIO)
+
+
+def write_beside_another(rows: pa.Table, folder: Path) -> pa.Table:
+    """Ends only when another part is being written, or was, while this one is."""
+    (folder / f"writing-{rows['track_id'][0]}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("writing-*"))) < 2:
+        assert time.monotonic() < deadline, "no other writer in a minute"
+        threading.Event().wait(0.02)
+    return write_part(rows, folder)
+
+
+def test_one_part_does_not_wait_for_another_to_be_written(
+    bands: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_run, "write_part", write_beside_another)
+    tracks = pa.table({"track_id": range(6), "audio_uri": ["tune.flac"] * 6})
+    pq.write_table(tracks, tmp_path / "todo.parquet", row_group_size=2)
+    encoder = BandEncoder(root=bands.root.absolute())
+    one = Pools(actors=1, decoders=1, gpu=False)
+    parts = list(written_parts(tmp_path / "todo.parquet", tmp_path, encoder, one))
+    assert [part["tracks"] for part in parts] == [2, 2, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
