@@ -29,7 +29,7 @@ from serving.load_requests import rank_bodies
 from serving.load_test import LoadOptions, run_load
 
 TRACKS, USERS, CANDIDATES = 20_000, 5_000, 500
-RATES = (25, 50, 75, 100, 150, 200, 300)
+RATES = (50, 100, 200, 300, 400, 600, 800, 1000)
 DEADLINE = Objective.parse("p99=100")
 
 
