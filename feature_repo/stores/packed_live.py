@@ -15,13 +15,12 @@ from feast import RepoConfig
 
 from feature_repo import schema
 from feature_repo.errors import InputError
-from feature_repo.stores.packed_row import NO_CREATION, damaged
+from feature_repo.stores.packed_layout import EVENT_AT, NO_CREATION, damaged
 from feature_repo.stores.packed_store import PackedOnlineStore
-from feature_repo.stores.packed_unpacked import EVENT_AT
 from feature_repo.stores.packed_view import PackedView
 
 _TURNED = 1 << 63
-"""Added to a time, it turns the sign bit: see packed_row."""
+"""Added to a time, it turns the sign bit: see packed_layout."""
 _TIMES = Struct(">QQ")
 
 
@@ -73,7 +72,8 @@ class ListenRows:
         self.view = view
         self._length = view.length
         self._codec = view.codec
-        names = [view.codec.fields[stream.field][0] for stream in view.codec.streams]
+        self._layout = layout = view.codec.layout
+        names = [layout.fields[stream.field][0] for stream in layout.streams]
         order = [
             schema.SEQUENCE_TIMESTAMPS,
             schema.SEQUENCE_EVENT_IDS,
@@ -83,10 +83,10 @@ class ListenRows:
         self._stream_of = [names.index(name) for name in order]
         """Which stream of a row has each field of a Listen, and the other way round."""
         self._field_of = [order.index(name) for name in names]
-        self._mark = view.codec.word.to_bytes(8, "little", signed=True)
+        self._mark = layout.word.to_bytes(8, "little", signed=True)
         self._counts = Struct("<4I")
-        self._counts_at = view.codec.counts_at
-        self._padding = bytes(view.codec.fixed_bytes - view.codec.counts_end)
+        self._counts_at = layout.counts_at
+        self._padding = bytes(layout.fixed_bytes - layout.counts_end)
         self._items: dict[int, Struct] = {}
 
     def merged(self, stored: bytes | None, arrivals: Arrivals) -> bytes:
@@ -124,9 +124,9 @@ class ListenRows:
 
         Raises what `RowCodec.unpack` raises for a row of other fields or a damaged one.
         """
-        size = len(row) - self._codec.fixed_bytes
+        size = len(row) - self._layout.fixed_bytes
         count = max(size, 0) // 32
-        counts = row[self._counts_at : self._codec.counts_end]
+        counts = row[self._counts_at : self._layout.counts_end]
         if (
             size != 32 * count
             or not row.startswith(self._mark)
@@ -134,7 +134,7 @@ class ListenRows:
         ):
             self._codec.unpack([row])  # says what is wrong with it
             raise damaged("lists of different lengths")
-        items = self._struct(count).unpack_from(row, self._codec.fixed_bytes)
+        items = self._struct(count).unpack_from(row, self._layout.fixed_bytes)
         columns = [items[count * stream : count * (stream + 1)] for stream in self._stream_of]
         event_us, created_us = _TIMES.unpack_from(row, EVENT_AT)
         listens = list(map(Listen._make, zip(*columns, strict=True)))

@@ -9,8 +9,14 @@ from itertools import accumulate, pairwise
 from struct import Struct, unpack_from
 from typing import Any
 
-from feature_repo.stores.packed_row import OtherFieldsError, RowCodec, damaged
-from feature_repo.stores.packed_unpacked import EVENT_AT, HEADER, SIGN
+from feature_repo.stores.packed_layout import (
+    EVENT_AT,
+    HEADER,
+    SIGN,
+    OtherFieldsError,
+    RowLayout,
+    damaged,
+)
 
 _LETTERS = {"<i8": "q", "<i4": "i", "<f8": "d", "<f4": "f", "|u1": "B", "<u4": "I"}
 """numpy's dtypes as `struct` calls them."""
@@ -19,25 +25,26 @@ _EVENT = Struct(">Q")
 
 
 class OneRow:
-    """Reads rows of one codec, one at a time."""
+    """Reads rows of one layout, one at a time."""
 
-    def __init__(self, codec: RowCodec) -> None:
-        self._codec = codec
-        names = sorted(codec.number_at, key=codec.number_at.__getitem__)
-        wide = [name for name in names if codec.number_at[name] < codec.counts_at]
+    def __init__(self, layout: RowLayout) -> None:
+        self._layout = layout
+        names = sorted(layout.number_at, key=layout.number_at.__getitem__)
+        wide = [name for name in names if layout.number_at[name] < layout.counts_at]
         bools = names[len(wide) :]
         wide_letters, bool_letters = (
-            "".join(_LETTERS[codec.kinds[name].item.str] for name in part) for part in (wide, bools)
+            "".join(_LETTERS[layout.kinds[name].item.str] for name in part)
+            for part in (wide, bools)
         )
-        streams, null_bytes = len(codec.streams), (len(codec.fields) + 7) // 8
+        streams, null_bytes = len(layout.streams), (len(layout.fields) + 7) // 8
         # "<": nothing is aligned by itself, the layout has seen to that
         self._fixed = Struct(f"<q{HEADER - 8}x{wide_letters}{streams}I{bool_letters}{null_bytes}s")
         first_count = 1 + len(wide)
         self._counts = slice(first_count, first_count + streams)
         self._number_at = {name: 1 + n for n, name in enumerate(wide)}
         self._number_at |= {name: first_count + streams + n for n, name in enumerate(bools)}
-        self._widths = [stream.dtype.itemsize for stream in codec.streams]
-        self._letters = [_LETTERS[stream.dtype.str] for stream in codec.streams]
+        self._widths = [stream.dtype.itemsize for stream in layout.streams]
+        self._letters = [_LETTERS[stream.dtype.str] for stream in layout.streams]
 
     def event_us(self, row: bytes) -> int:
         """Its event time, microseconds since 1970."""
@@ -48,16 +55,16 @@ class OneRow:
 
         Raises OtherFieldsError for a row of other fields, ArtifactError for a damaged one.
         """
-        codec, size = self._codec, len(row)
+        layout, size = self._layout, len(row)
         if size < HEADER or size % 8:
             raise damaged(f"size of {size} bytes, expected a multiple of 8")
-        if int.from_bytes(row[:8], "little", signed=True) != codec.word:
+        if int.from_bytes(row[:8], "little", signed=True) != layout.word:
             raise OtherFieldsError
-        if size < codec.fixed_bytes:
-            raise damaged(f"{size} bytes, expected {codec.fixed_bytes} or more")
+        if size < layout.fixed_bytes:
+            raise damaged(f"{size} bytes, expected {layout.fixed_bytes} or more")
         fixed = self._fixed.unpack_from(row)
         counts = fixed[self._counts]
-        starts = [codec.fixed_bytes]
+        starts = [layout.fixed_bytes]
         for count, width in zip(counts, self._widths, strict=True):
             starts.append(starts[-1] + count * width)
         if (starts[-1] + 7) // 8 * 8 != size:
@@ -65,23 +72,23 @@ class OneRow:
         nulls = int.from_bytes(fixed[-1], "little")
         values: list[Any] = []
         for name in names:
-            kind = codec.kinds[name]
+            kind = layout.kinds[name]
             at = self._number_at.get(name)
-            if nulls >> codec.field_at[name] & 1:
+            if nulls >> layout.field_at[name] & 1:
                 values.append(None)
             elif at is not None:
                 values.append(bool(fixed[at]) if kind.name == "BOOL" else fixed[at])
             elif kind.is_text:
                 values.append(self._text(row, name, counts, starts))
             else:
-                (n,) = codec.streams_of[name]
+                (n,) = layout.streams_of[name]
                 letter = "?" if kind.name == "BOOL_LIST" else self._letters[n]
                 values.append(unpack_from(f"<{counts[n]}{letter}", row, starts[n]))
         return values
 
     def _text(self, row: bytes, name: str, counts: Sequence[int], starts: Sequence[int]) -> Any:
         """A string, bytes, or a list of them."""
-        kind, streams = self._codec.kinds[name], self._codec.streams_of[name]
+        kind, streams = self._layout.kinds[name], self._layout.streams_of[name]
         data = row[starts[streams[-1]] : starts[streams[-1] + 1]]
         if not kind.is_list:
             return data.decode() if kind.name == "STRING" else data

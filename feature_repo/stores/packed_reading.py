@@ -18,7 +18,8 @@ from feast import RepoConfig
 
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.stores.packed_columns import Column, Kind, column_from_arrow, null_column
-from feature_repo.stores.packed_row import OtherFieldsError, RowCodec, fingerprints
+from feature_repo.stores.packed_layout import OtherFieldsError, fingerprints
+from feature_repo.stores.packed_row import RowCodec
 from feature_repo.stores.packed_view import PackedView
 
 FEW_ROWS = 16
@@ -34,12 +35,12 @@ class Codecs:
 
     def find(self, config: RepoConfig, view: PackedView, word: int) -> RowCodec:
         """The codec of rows with this fingerprint; asks the store once for those it knows."""
-        if word == view.codec.word:
+        if word == view.codec.layout.word:
             return view.codec
         if (view.tag, word) not in self._known:
             for text in self._load(config, view):
                 codec = RowCodec(json.loads(text))
-                self._known[view.tag, codec.word] = codec
+                self._known[view.tag, codec.layout.word] = codec
         try:
             return self._known[view.tag, word]
         except KeyError:

@@ -103,7 +103,7 @@ class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class PackedRedisOnlineStore(PackedOnlineStore):
-    """See the module's docstring; rows: packed_row; semantics: packed_store."""
+    """See the module's docstring; rows: packed_layout; semantics: packed_store."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,9 @@ class PackedRedisOnlineStore(PackedOnlineStore):
                 f"views {known.decode()} and {name.decode()} have the same tag {view.tag} in "
                 f"{calls.address}; rename one"
             )
-        calls.execute(b"HSET", _directory(view), b"name", name, view.codec.text.encode(), b"")
+        calls.execute(
+            b"HSET", _directory(view), b"name", name, view.codec.layout.text.encode(), b""
+        )
 
     def _drop(self, config: RepoConfig, view: PackedView) -> None:
         suffix = _suffix(view)
@@ -259,7 +261,7 @@ def _directory(view: PackedView) -> bytes:
 
 
 def _about(view: PackedView) -> tuple[bytes, bytes]:
-    return f"{view.project}/{view.name}".encode(), view.codec.text.encode()
+    return f"{view.project}/{view.name}".encode(), view.codec.layout.text.encode()
 
 
 def _row_keys(view: PackedView, keys: Keys) -> list[bytes]:

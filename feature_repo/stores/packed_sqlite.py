@@ -23,7 +23,7 @@ from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field
 
 from feature_repo.errors import InputError, StoreUnavailableError
-from feature_repo.stores.packed_row import row_times
+from feature_repo.stores.packed_layout import row_times
 from feature_repo.stores.packed_store import (
     Change,
     PackedOnlineStore,
@@ -55,7 +55,7 @@ class PackedSqliteOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class PackedSqliteOnlineStore(PackedOnlineStore):
-    """See the module's docstring; rows: packed_row; semantics: packed_store."""
+    """See the module's docstring; rows: packed_layout; semantics: packed_store."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def _remember(connection: sqlite3.Connection, view: PackedView) -> None:
     connection.execute(_FIELDS_TABLE)
     connection.execute(
         "INSERT OR IGNORE INTO packed_fields VALUES (?, ?, ?)",
-        (view.tag, view.codec.text, view.name),
+        (view.tag, view.codec.layout.text, view.name),
     )
 
 

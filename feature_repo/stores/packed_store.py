@@ -1,6 +1,6 @@
 """Feast's online-store interface over packed rows, and the columnar one beside it.
 
-One value an entity and view (`packed_row`), under Feast's own entity keys, so that plain
+One value an entity and view (`packed_layout`), under Feast's own entity keys, so that plain
 `get_online_features`, `push` and `materialize` work as on any store. Two children keep the bytes:
 `packed_redis` and `packed_sqlite`.
 

@@ -3,21 +3,16 @@
 Shape suffixes: N rows, N1 their boundaries, S streams, B bytes of the fixed part.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from feature_repo.stores.packed_columns import Column, boundaries
-
-if TYPE_CHECKING:
-    from feature_repo.stores.packed_row import RowCodec
-
-EVENT_AT, CREATED_AT, HEADER = 8, 16, 24
-SIGN = np.uint64(1 << 63)
+from feature_repo.stores.packed_layout import CREATED_AT, EVENT_AT, HEADER, RowLayout, times_us
 
 
 class Unpacked:
-    """N joined rows of one codec. Columns may share memory with the bytes that were read.
+    """N joined rows of one layout. Columns may share memory with the bytes that were read.
 
     Of rows that are all alike, counts and starts are one list of S numbers (starts: in the
     row); of others (N, S) arrays (starts: in the joined bytes).
@@ -25,16 +20,16 @@ class Unpacked:
 
     def __init__(
         self,
-        codec: "RowCodec",
+        layout: RowLayout,
         joined: bytes,
         fixed_NB: np.ndarray,
         counts: Any,
         starts: Any,
     ) -> None:
-        self._codec, self._joined, self._fixed_NB = codec, joined, fixed_NB
+        self._layout, self._joined, self._fixed_NB = layout, joined, fixed_NB
         self._counts, self._starts = counts, starts
         self._alike = isinstance(counts, list)
-        nulls = fixed_NB[:, codec.nulls_at :]  # the padding after them is zero
+        nulls = fixed_NB[:, layout.nulls_at :]  # the padding after them is zero
         self._all_valid = None if nulls.any() else np.ones(len(fixed_NB), dtype=bool)
 
     def event_us(self) -> np.ndarray:
@@ -47,17 +42,17 @@ class Unpacked:
 
     def column(self, name: str) -> Column:
         """One feature of the N rows."""
-        codec = self._codec
-        kind, field = codec.kinds[name], codec.field_at[name]
+        layout = self._layout
+        kind, field = layout.kinds[name], layout.field_at[name]
         if self._all_valid is not None:
             valid_N = self._all_valid
         else:
-            valid_N = (self._fixed_NB[:, codec.nulls_at + field // 8] & (1 << field % 8)) == 0
-        at = codec.number_at.get(name)
+            valid_N = (self._fixed_NB[:, layout.nulls_at + field // 8] & (1 << field % 8)) == 0
+        at = layout.number_at.get(name)
         if at is not None:
             slot = self._fixed_NB[:, at : at + kind.item.itemsize]
             return Column(kind=kind, valid_N=valid_N, values=slot.view(kind.item)[:, 0])
-        streams = codec.streams_of[name]
+        streams = layout.streams_of[name]
         values = self._items(streams[-1])
         offsets_N1 = self._offsets(streams[0])
         item_offsets = boundaries(self._items(streams[0])) if len(streams) == 2 else None
@@ -76,18 +71,13 @@ class Unpacked:
 
     def _items(self, stream: int) -> np.ndarray:
         """All items of a stream behind each other."""
-        dtype = self._codec.streams[stream].dtype
+        dtype = self._layout.streams[stream].dtype
         whole = np.frombuffer(self._joined, dtype=dtype)
         if self._alike:
             start = self._starts[stream] // dtype.itemsize
             rows = whole.reshape(len(self._fixed_NB), -1)
             return rows[:, start : start + self._counts[stream]].ravel()
         return whole[spans(self._starts[:, stream] // dtype.itemsize, self._counts[:, stream])]
-
-
-def times_us(bytes_N8: np.ndarray) -> np.ndarray:
-    """Times as rows store them, (N, 8) bytes, to int64 microseconds."""
-    return (bytes_N8.view(">u8")[:, 0].astype("u8") ^ SIGN).view("i8")
 
 
 def spans(first_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:

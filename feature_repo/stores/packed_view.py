@@ -88,7 +88,7 @@ class PackedView:
     @cached_property
     def one_row(self) -> OneRow:
         """Reads its rows one at a time."""
-        return OneRow(self.codec)
+        return OneRow(self.codec.layout)
 
     @cached_property
     def tag(self) -> str:

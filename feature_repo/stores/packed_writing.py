@@ -17,8 +17,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feature_repo import schema
 from feature_repo.errors import InputError
 from feature_repo.stores.packed_columns import Column, column_from_arrow
+from feature_repo.stores.packed_layout import NO_CREATION
 from feature_repo.stores.packed_protos import arrow_from_protos, microseconds
-from feature_repo.stores.packed_row import NO_CREATION
 from feature_repo.stores.packed_sequences import SequenceRows, sequence_rows
 from feature_repo.stores.packed_view import KEY_VERSION, Keys, PackedView
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from feature_repo import schema
 from feature_repo.errors import InputError
 from feature_repo.read_log import READ_AT, served_reads
+from feature_repo.stores.packed_layout import NO_CREATION
 from feature_repo.stores.packed_live import ListenRows
-from feature_repo.stores.packed_row import NO_CREATION
 from feature_repo.workspace import Workspace
 from ray_jobs.audit import audit
 from ray_jobs.ingest import IngestOptions, ingest

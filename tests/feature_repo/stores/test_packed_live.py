@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from feature_repo import schema
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.online import packed_store
+from feature_repo.stores.packed_layout import NO_CREATION, OtherFieldsError
 from feature_repo.stores.packed_live import Arrivals, Listen, ListenRows, merge_listens
-from feature_repo.stores.packed_row import NO_CREATION, OtherFieldsError, RowCodec
+from feature_repo.stores.packed_row import RowCodec
 from feature_repo.stores.packed_sequences import SequenceRows
 from feature_repo.stores.packed_view import PackedView
 from feature_repo.stores.sequence_merge import windows_of
@@ -125,6 +126,6 @@ def test_a_row_that_cannot_be_read_is_said():
             rows.merged(cut, new)
     other = RowCodec([*CODEC.fields, ("more", "INT64")])
     with pytest.raises(OtherFieldsError):
-        rows.merged(other.word.to_bytes(8, "little", signed=True) + row[8:], new)
+        rows.merged(other.layout.word.to_bytes(8, "little", signed=True) + row[8:], new)
     with pytest.raises(InputError, match="no tag sequence_length"):
         ListenRows(view_of(None))

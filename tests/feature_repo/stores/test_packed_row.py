@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.stores import packed_row
 from feature_repo.stores.packed_columns import KINDS, NO_TIMESTAMP, column_from_arrow
+from feature_repo.stores.packed_layout import NO_CREATION, OtherFieldsError, row_times
 from feature_repo.stores.packed_one_row import OneRow
-from feature_repo.stores.packed_row import NO_CREATION, OtherFieldsError, RowCodec, row_times
+from feature_repo.stores.packed_row import RowCodec
 
 VALUES = {
     "INT32": st.integers(-(2**31), 2**31 - 1),
@@ -61,7 +62,7 @@ def test_every_type_comes_back(rows):
 @given(st.lists(row, min_size=1, max_size=3), st.integers(-(2**63), 2**63 - 1))
 def test_a_row_alone_reads_as_columns_do(rows, event_us):
     packed = pack(EVERY, rows, [event_us] * len(rows))
-    unpacked, one = EVERY.unpack(packed), OneRow(EVERY)
+    unpacked, one = EVERY.unpack(packed), OneRow(EVERY.layout)
     expected = [unpacked.column(name).stored_values() for name in EVERY.kinds]
     for n, packed_row_n in enumerate(packed):
         values = one.values(packed_row_n, list(EVERY.kinds))
@@ -120,7 +121,7 @@ def test_field_order_means_nothing_and_other_fields_are_told():
         with pytest.raises(OtherFieldsError):
             RowCodec(fields).unpack(rows)
         with pytest.raises(OtherFieldsError):
-            OneRow(RowCodec(fields)).values(rows[0], ["x"])
+            OneRow(RowCodec(fields).layout).values(rows[0], ["x"])
 
 
 @pytest.mark.parametrize("damage", [lambda r: r[:-8], lambda r: r + b"\0" * 8, lambda r: r[:20]])
@@ -131,7 +132,7 @@ def test_a_damaged_row_is_an_error(damage):
         with pytest.raises(ArtifactError, match="damaged"):
             codec.unpack(broken)
     with pytest.raises(ArtifactError, match="damaged"):
-        OneRow(codec).values(damage(rows[0]), ["x"])
+        OneRow(codec.layout).values(damage(rows[0]), ["x"])
 
 
 def test_other_types_are_refused_by_name():
