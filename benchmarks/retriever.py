@@ -105,10 +105,10 @@ def random_model(tracks: int, hidden: int, layers: int) -> MmeSid:
 def measured(model: MmeSid, tracks: int, requests: int) -> dict[str, Any]:
     from benchmarks.online_reads import redis_server
     from benchmarks.serving_world import build
-    from serving.mme_sid_source import MmeSidSource
     from serving.ranker import ReleaseRanker
     from serving.recommendation import choose, retrieve
     from serving.releases import live_release
+    from serving.retrieval.mme_sid_source import MmeSidSource
     from serving.retriever_choice import CANDIDATES
     from serving.schemas import RecommendRequest
     from serving.user_rows import UserRows

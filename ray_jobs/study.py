@@ -24,14 +24,10 @@ from feature_repo.workspace import Workspace
 from models.ranker_config import OWN_OPTIONS
 from ray_jobs.bootstrap import DRAWS, interval
 from ray_jobs.progress import step
+from ray_jobs.report.study_page import write_study_page
+from ray_jobs.study_answers import MEASURES, MODELS_STUDY, answer_file
 from ray_jobs.study_scores import SharedRows, drawn_metrics
 from ray_jobs.train import TrainOptions, train_all
-
-METRICS = ("auc", "gauc", "cold_auc", "logloss")
-"""What every run is told by; a study also measures `cold_gauc`."""
-MEASURES = ("auc", "gauc", "cold_auc", "cold_gauc", "logloss")
-MODELS_STUDY = "models"
-"""Name of a study of models that share everything else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +104,8 @@ def compare(
         with step("bootstrap", question=question.name, draws=DRAWS):
             answers[question.name] = _answer(workspace, question, seeds, results)
         write_json(workspace.reports / answer_file(question.name), answers[question.name])
-    from ray_jobs.report.study_page import write_study_page
-
     write_study_page(workspace)
     return answers
-
-
-def answer_file(question: str) -> str:
-    """Where a question's answer lies under `reports/`."""
-    return "study.json" if question == MODELS_STUDY else f"study-{question}.json"
 
 
 def check_counts(seeds: int, parallel: int) -> None:

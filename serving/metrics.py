@@ -13,7 +13,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import structlog
@@ -26,7 +25,6 @@ from serving.drift import Baseline, DriftWatch
 from serving.metrics_at_scrape import AtScrape
 
 if TYPE_CHECKING:
-    from serving.metrics_at_scrape import Watches
     from serving.ranker import ReleaseRanker
 
 STAGES = ("queue", "read", "score", "answer", "total")
@@ -115,10 +113,8 @@ class ServingMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.release_status: Callable[[], Mapping[str, Any]] | None = None
-        self._newest_listen_us = 0
-        self._watches: WeakKeyDictionary[ReleaseRanker, DriftWatch | None] = WeakKeyDictionary()
-        registry.register(AtScrape(self))
+        self._at_scrape = AtScrape()
+        registry.register(self._at_scrape)
         ProcessCollector(registry=registry)
 
     # --- requests --------------------------------------------------------------------------
@@ -155,7 +151,8 @@ class ServingMetrics:
             self._unknown_candidates.inc(unknown_candidates)
         if newest_listen_us:
             self._row_age_s.observe(max(0.0, time.time() - newest_listen_us / 1e6))
-            self._newest_listen_us = max(self._newest_listen_us, newest_listen_us)
+            scrape = self._at_scrape
+            scrape.newest_listen_us = max(scrape.newest_listen_us, newest_listen_us)
         elif newest_listen_us is not None and "user_unavailable" not in degraded:
             self._unknown_users.inc()
 
@@ -167,7 +164,7 @@ class ServingMetrics:
         history_L: np.ndarray,
     ) -> None:
         """What a loaded release ranked: tracks, their scores, the listens (L,) it went by."""
-        watch = self._watches.get(ranker)
+        watch = self._at_scrape.watches.get(ranker)
         if watch is not None:
             watch.served(ranker.items, track_ids, scores, history_L)
 
@@ -196,27 +193,18 @@ class ServingMetrics:
         except ArtifactError as error:
             # Ranks as well as ever: it only has no drift gauges.
             log.warning("drift is not watched", reason=str(error))
-            self._watches[ranker] = None
+            self._at_scrape.watches[ranker] = None
         else:
-            self._watches[ranker] = DriftWatch(baseline, ranker.config.families)
+            self._at_scrape.watches[ranker] = DriftWatch(baseline, ranker.config.families)
 
     def follows(
         self, releases: Callable[[], Mapping[str, Any]], queue_depth: Callable[[], int]
     ) -> None:
         """What every scrape asks: `LiveReleases.status`, and how many requests wait."""
-        self.release_status = releases
+        self._at_scrape.release_status = releases
         self._queue_depth.set_function(queue_depth)
 
     # --- reading ---------------------------------------------------------------------------
-
-    def watches(self) -> "Watches":
-        """The loaded releases."""
-        return list(self._watches.items())
-
-    @property
-    def newest_listen_us(self) -> int:
-        """The newest listen that any row has shown, microseconds since 1970; 0: none yet."""
-        return self._newest_listen_us
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""

@@ -20,7 +20,7 @@ from ray_jobs.report.verdicts import (
     verdicts,
 )
 from ray_jobs.slices import COLD_BELOW
-from ray_jobs.study import METRICS
+from ray_jobs.study_answers import METRICS
 
 
 def training(workspace: Workspace, compared: Compared) -> Section:

@@ -19,6 +19,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs.arrow_sql import literal
 from ray_jobs.contract_ids import TABLES
 from ray_jobs.generation_table import IDS_FILE
+from ray_jobs.study_answers import MODELS_STUDY, answer_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any] | None:
 
 def read_study(workspace: Workspace) -> dict[str, Any] | None:
     """The newest study's result, as `ray_jobs.study.study` returned it."""
-    study = read_json(workspace.reports / "study.json", "study")
+    study = read_json(workspace.reports / answer_file(MODELS_STUDY), "study")
     missing = {"baseline", "models", "differences"} - set(study or ())
     if study is not None and missing:
         raise ArtifactError(f"reports/study.json lacks {sorted(missing)}; run `crescendo study`")

@@ -17,7 +17,7 @@ from ray_jobs.report.page import page, write_page
 from ray_jobs.report.plotting import BLUE, GREY, RED, Figure, axis, figure
 from ray_jobs.report.readings import read_json
 from ray_jobs.report.verdicts import COLD, NOTHING, TITLES, number, verdicts
-from ray_jobs.study import MEASURES, answer_file
+from ray_jobs.study_answers import MEASURES, MODELS_STUDY, answer_file
 
 PAGE = "study.html"
 OF_COLD = tuple(measure for measure in MEASURES if measure.startswith("cold_"))
@@ -45,7 +45,7 @@ def write_study_page(workspace: Workspace) -> None:
     head = Section("Which rankers and which IDs rank better?")
     sections = []
     names = {path.name for path in workspace.reports.glob("study*.json")}
-    for name in sorted(names, key=lambda name: (name != answer_file("models"), name)):
+    for name in sorted(names, key=lambda name: (name != answer_file(MODELS_STUDY), name)):
         try:
             answer = read_json(workspace.reports / name, "study")
             assert answer is not None

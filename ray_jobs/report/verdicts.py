@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ray_jobs.bootstrap import COVERAGE
 from ray_jobs.slices import COLD_BELOW
-from ray_jobs.study import METRICS
+from ray_jobs.study_answers import METRICS
 
 RULE = (
     f"Rule: runs of one seed are paired. A model is called better or worse than the baseline where "

@@ -13,7 +13,7 @@ vectors   tracks whose vectors are nearest to the mean of the last listens'
 prefix    tracks that share the longest semantic-ID prefix with a listen, joint IDs first
 popular   tracks that were played most in the last days
 new       tracks that were released last
-mme_sid   tracks that the release's retriever model expects next (`serving.mme_sid_source`)
+mme_sid   tracks that the release's retriever model expects next (`mme_sid_source.py`)
 """
 MAX_CANDIDATES = 2000
 

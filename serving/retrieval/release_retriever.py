@@ -25,8 +25,8 @@ from feature_repo.artifacts import MANIFEST, parquet_files, read_manifest
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from models.batch import ItemTable
-from serving.mme_sid_source import MmeSidSource
 from serving.releases import Release
+from serving.retrieval.mme_sid_source import MmeSidSource
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.track_facts import TrackFacts
 from serving.retrieval.track_vectors import vector_source

@@ -7,9 +7,9 @@ import torch
 from feature_repo.errors import ArtifactError
 from feature_repo.mme_sid_reader import read_mme_sid
 from feature_repo.workspace import Workspace
-from serving import mme_sid_source
-from serving.mme_sid_source import MmeSidSource
 from serving.releases import Release
+from serving.retrieval import mme_sid_source
+from serving.retrieval.mme_sid_source import MmeSidSource
 from tests.retrievers import LENGTH, brute_force, write_retriever
 
 TRACKS = [3, 5, 9, *range(100, 400, 3)]
