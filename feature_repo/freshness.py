@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-import numpy as np
-
 from feature_repo import schema
 from feature_repo.errors import InputError
 
@@ -64,18 +62,6 @@ def age(at: datetime | None, now: datetime, max_age_h: float | None) -> Age:
     return Age(
         at=at, age_h=age_h, max_age_h=max_age_h, stale=max_age_h is not None and age_h > max_age_h
     )
-
-
-def stale_rows(event_us_N: np.ndarray, now_us: int, max_age_h: float | None) -> np.ndarray:
-    """For N rows of one view, whether each is stale: (N,) bool.
-
-    `event_us_N` is their event time in microseconds since 1970, int64; 0 is how stores spell a row
-    that is not there. The same rule as `age`, for a whole read at once.
-    """
-    missing = event_us_N <= 0
-    if max_age_h is None:
-        return missing
-    return missing | (now_us - event_us_N > max_age_h * HOUR_US)
 
 
 def bound_of(view: str, bounds: Mapping[str, float | None]) -> float | None:

@@ -80,10 +80,6 @@ class StoreSettings(BaseModel):
     def _type_alone(cls, value: object) -> object:
         return {"type": value} if isinstance(value, str) else value
 
-    @property
-    def registry_is_sql(self) -> bool:
-        return self.registry.get("registry_type") == "sql"
-
     def addresses(self) -> dict[str, str]:
         """Where the project, the registry and the online store are, without passwords."""
         online = self.online_store

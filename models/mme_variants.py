@@ -9,7 +9,6 @@ most-popular list.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,13 +105,3 @@ def variants_of(families: tuple[str, ...], *, given: bool = False) -> tuple[Vari
         swapped = tuple(GIVEN if one == COLLABORATIVE else one for one in families)
         found.append(Variant(name="given collaborative", families=swapped))
     return tuple(found)
-
-
-def sharing(variants: Sequence[Variant]) -> list[list[Variant]]:
-    """The variants in parts that can be run apart: those of one quantizer together, which is then
-    fitted once, and each without semantic IDs alone."""
-    parts: dict[str, list[Variant]] = {}
-    for one in variants:
-        key = one.name if one.ids == "none" else one.fit_key
-        parts.setdefault(key, []).append(one)
-    return list(parts.values())

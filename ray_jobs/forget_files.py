@@ -27,8 +27,6 @@ from ray_jobs.forget_manifest import count_out
 from ray_jobs.forget_rows import Target, without
 
 TEXTS = (".json", ".jsonl", ".html", ".txt", ".log", ".md", ".yaml")
-NO_USERS = (".safetensors", ".wav", ".mid", ".png", ".f32", ".lock")
-"""Kinds of files that hold arrays of tracks and weights, or sound: no rows about users."""
 STORES = (".db", ".db-wal", ".db-shm", ".sqlite", ".db-journal")
 """Searched through the feature store, not as files."""
 OWN_FOLDERS = ("journal", "forgotten")

@@ -9,7 +9,6 @@ adapter's file has the names that `merge_lora` and peft's `PeftModel` of a `Llam
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.lora_linear import use_fast_lora
@@ -79,18 +78,3 @@ def adapter_tensors(backbone: nn.Module) -> dict[str, Tensor]:
         for name, parameter in backbone.named_parameters()
         if "lora_" in name
     }
-
-
-def load_adapter(backbone: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `adapter_tensors`; ValueError where names or shapes differ."""
-    there = {
-        f"{PREFIX}{name.replace(f'.{ADAPTER}.weight', '.weight')}": parameter
-        for name, parameter in backbone.named_parameters()
-        if "lora_" in name
-    }
-    if there.keys() != tensors.keys():
-        odd = sorted(there.keys() ^ tensors.keys())
-        raise ValueError(f"adapter: {len(odd)} names differ, for instance {odd[0]}")
-    with torch.no_grad():
-        for name, parameter in there.items():
-            parameter.copy_(tensors[name])

@@ -7,7 +7,6 @@ so a replaced source or another store never inherits them.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,14 +97,6 @@ def watermark_names(workspace: Workspace) -> list[str]:
     """The views that have a watermark, readable or not."""
     names = sorted(path.name for path in folder(workspace).glob("*.json"))
     return [name.removesuffix(".json") for name in names if not name.endswith(".progress.json")]
-
-
-def read_watermarks(workspace: Workspace) -> Iterator[Watermark]:
-    """Those of all views, by name."""
-    for name in watermark_names(workspace):
-        mark = read_watermark(workspace, name)
-        if mark is not None:
-            yield mark
 
 
 def write_watermark(workspace: Workspace, mark: Watermark) -> None:

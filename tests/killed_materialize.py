@@ -75,9 +75,9 @@ def kill_around_batches(step: int, root: Path) -> None:
 
 
 def marks(workspace: Workspace) -> dict[str, str]:
-    from ray_jobs.watermarks import read_watermarks
+    from ray_jobs.watermarks import read_watermark, watermark_names
 
-    return {mark.view: mark.watermark for mark in read_watermarks(workspace)}
+    return {name: read_watermark(workspace, name).watermark for name in watermark_names(workspace)}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.lora_linear import LoraLinear, use_fast_lora
-from ray_jobs.mme_sid_lora import LoraSettings, adapter_tensors, add_lora, load_adapter
+from ray_jobs.mme_sid_lora import LoraSettings, adapter_tensors, add_lora
 
 
 class Net(nn.Module):
@@ -73,20 +73,15 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean():
     assert not torch.equal(layer(x), layer(x))
 
 
-def test_names_are_pefts_and_weights_come_back():
+def test_names_are_pefts_and_weights_are_the_layers():
     theirs, ours, _ = pair()
     assert list(theirs.state_dict()) == list(ours.state_dict())
     saved = adapter_tensors(ours)
     assert "base_model.model.gate_proj.lora_A.weight" in saved
-    other, *_ = pair()
-    with torch.no_grad():
-        other.up_proj.lora_B["default"].weight.zero_()
-    load_adapter(other, saved)
-    torch.testing.assert_close(
-        other.up_proj.lora_B["default"].weight, saved["base_model.model.up_proj.lora_B.weight"]
+    assert torch.equal(
+        saved["base_model.model.up_proj.lora_B.weight"],
+        ours.up_proj.lora_B["default"].weight,
     )
-    with pytest.raises(ValueError, match="1 names differ"):
-        load_adapter(other, saved | {"x": torch.zeros(1)})
 
 
 def test_layers_with_a_bias_keep_pefts_forward():

@@ -23,7 +23,6 @@ from models.mme_variants import (
     RANDOM_IDS,
     SASREC,
     only,
-    sharing,
     variants_of,
 )
 from models.per_user import LARGEST, unpacked
@@ -129,15 +128,6 @@ def test_a_row_without_training_listens_is_no_collaborative_embedding():
     table_ID = shared.raw["collaborative"]
     assert not table_ID[cold_I].any()
     assert table_ID[~cold_I].any(1).all()
-
-
-def test_parts_of_the_variants_fit_each_quantizer_once():
-    variants = variants_of(("collaborative", "text", "audio"))
-    parts = sharing(variants)
-    assert sorted(one.name for part in parts for one in part) == sorted(v.name for v in variants)
-    assert [one.name for one in parts[0]] == [FULL, RANDOM_IDS, CONSISTENT, NO_FUSION]
-    keys = [part[0].fit_key for part in parts if part[0].ids != "none"]
-    assert len(set(keys)) == len(keys)
 
 
 def test_sasrec_that_was_kept_is_the_one_that_was_trained(tmp_path, lines):

@@ -5,12 +5,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from feature_repo import schema
 from feature_repo.errors import InputError
-from feature_repo.freshness import MAX_AGE_H, age, bound_of, stale_rows
+from feature_repo.freshness import MAX_AGE_H, age, bound_of
 from feature_repo.store import open_store
 from ray_jobs.freshness import FreshnessOptions, freshness
 from ray_jobs.watermarks import Settled, Watermark, write_watermark
@@ -21,17 +19,6 @@ NOW = datetime(2026, 1, 20, 12, tzinfo=UTC)
 
 def hours(number: float) -> timedelta:
     return timedelta(hours=number)
-
-
-@given(
-    seconds=st.lists(st.integers(0, 10**7), min_size=1, max_size=20),
-    bound=st.one_of(st.none(), st.floats(0.01, 3000)),
-)
-def test_a_row_and_a_read_of_many_rows_follow_one_rule(seconds, bound):
-    moments = [NOW - timedelta(seconds=number) for number in seconds]
-    us = np.array([int(moment.timestamp()) * 1_000_000 for moment in moments] + [0])
-    expected = [age(moment, NOW, bound).stale for moment in moments] + [True]
-    assert stale_rows(us, int(NOW.timestamp()) * 1_000_000, bound).tolist() == expected
 
 
 def test_an_age_is_past_its_bound_only_beyond_it_and_never_negative():

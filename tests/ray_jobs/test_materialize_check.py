@@ -8,7 +8,7 @@ from feature_repo.errors import ArtifactError
 from feature_repo.online import packed_store
 from feature_repo.store import open_store
 from ray_jobs.materialize_check import check, expected_of
-from ray_jobs.watermarks import read_progress, read_watermark, read_watermarks
+from ray_jobs.watermarks import read_progress, read_watermark, watermark_names
 from tests.ray_jobs.materialized import DAYS, published, run, view_and_source
 from tests.view_sources import (
     PAST_HOURS,
@@ -89,10 +89,14 @@ def test_a_wrong_value_is_an_error_that_names_it(workspace, twenty_days, name):
         check(store, online, source, expected_of(source, at(21 * DAYS), seed=0))
 
 
+def watermarks(workspace):
+    return {name: read_watermark(workspace, name) for name in watermark_names(workspace)}
+
+
 def test_a_failed_check_leaves_the_watermark(workspace, twenty_days, monkeypatch):
     published(workspace, *(until(rows, 10 * DAYS) for rows in twenty_days))
     run(workspace)
-    before = {mark.view: mark for mark in read_watermarks(workspace)}
+    before = watermarks(workspace)
     write_both(workspace, *twenty_days)
 
     def lossy(self, config, view, table, **_):
@@ -107,7 +111,7 @@ def test_a_failed_check_leaves_the_watermark(workspace, twenty_days, monkeypatch
             online.delete_rows(store.config, view, np.arange(1, 30))
         with pytest.raises(ArtifactError, match="not online"):
             run(workspace)
-    assert {mark.view: mark for mark in read_watermarks(workspace)} == before
+    assert watermarks(workspace) == before
     assert read_progress(workspace, PLAIN) is None
     run(workspace)
     assert online_state(store) == expected_state(*twenty_days, at(21 * DAYS))

@@ -10,7 +10,7 @@ from feature_repo.workspace import Workspace
 from ray_jobs import materialize_write
 from ray_jobs.materialize import MaterializeOptions, materialize
 from ray_jobs.materialize_source import ViewSource
-from ray_jobs.watermarks import EPOCH, read_watermark, read_watermarks
+from ray_jobs.watermarks import EPOCH, read_watermark, watermark_names
 from tests.ray_jobs.materialized import DAYS
 from tests.servers import restartable_redis  # noqa: F401  a fixture
 from tests.view_sources import (
@@ -98,7 +98,7 @@ def test_a_redis_that_stays_away_is_an_error_and_the_watermark_stays(
     published, log, redis, monkeypatch
 ):
     workspace, store = published
-    before = list(read_watermarks(workspace))
+    before = [read_watermark(workspace, name) for name in watermark_names(workspace)]
     monkeypatch.setattr(materialize_write, "RETRY_FOR_S", 0.2)
     with monkeypatch.context() as patch:
         at_write(patch, 2, redis.kill)
@@ -106,7 +106,7 @@ def test_a_redis_that_stays_away_is_an_error_and_the_watermark_stays(
             materialize(workspace, MaterializeOptions(chunk_rows=100))
     assert redis.connection_string in str(raised.value)
     assert "the watermark has not moved" in str(raised.value)
-    assert list(read_watermarks(workspace)) == before
+    assert [read_watermark(workspace, name) for name in watermark_names(workspace)] == before
     redis.start()
     materialize(workspace, MaterializeOptions(chunk_rows=100))
     assert online_state(store) == expected_state(*log, END)
