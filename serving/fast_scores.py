@@ -3,7 +3,7 @@
     fast = FastScores(ScoreTables.of(model, config, lookup))
     logits_C = fast.logits(history_L, tracks_C)
 
-`serving/score_tables.py` has the formulas, `serving/score_kernel.py` the loops;
+`serving/score_tables.py` has the formulas, `serving/score_kernel.py` and `table_rows.py` the loops;
 `serving/cuda_scores.py` does the same on a GPU. What a candidate adds does not depend on the user:
 for catalogues up to TABLE_BYTES it is summed up once a release for every track, and a request only
 copies its candidates' rows.
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.score_kernel import LINE, add_code_rows, key_rows, logits, workspace_size
+from serving.score_kernel import LINE, logits, workspace_size
 from serving.score_tables import OfCodes, OfTracks, ScoreTables, Side
+from serving.table_rows import add_code_rows, key_rows
 
 TABLE_BYTES = 256 * 2**20
 """Of the candidates' sums of one release: 140,000 tracks of MCCA (d' = 64). Saves a request a third

@@ -15,8 +15,8 @@ took as long as the attention. numba keeps what it compiled beside this file or 
 Functions that call each other are all in here: it would not see a change elsewhere.
 
 Shape suffixes: C candidates, B those of a tile, Z attention units, T history positions, U = Z T, H
-hidden width, O width of the tower's first layer, I tracks, L levels, R rows of a table, N columns
-of a sum, X numbers, D layers of the tower (in `key_rows`: width of an embedding), S sources.
+hidden width, O width of the tower's first layer, I inputs of a layer, R rows of sums, N columns of
+a sum, X numbers, D layers of the tower.
 """
 
 from typing import Any
@@ -282,69 +282,3 @@ def logits(
             layer_OB = next_OB
         for b in range(min(places, candidates - first)):
             out_C[first + b] = layer_OB[0, b]
-
-
-@numba.njit(
-    "void(i8[::1], i4[:,::1], f4[:,::1], i8, f4[:,::1])",
-    fastmath=VECTORISED,
-    nogil=True,
-    cache=True,
-)
-def add_code_rows(
-    entries_C: np.ndarray,
-    rows_IL: np.ndarray,
-    table_RM: np.ndarray,
-    first: int,
-    out_CN: np.ndarray,
-) -> None:
-    """out_CN[c, first:first + M] += sum_l table_RM[rows_IL[entries_C[c], l]]."""
-    columns = table_RM.shape[1]
-    for c in range(len(entries_C)):
-        out_M = out_CN[c, first : first + columns]
-        rows_L = rows_IL[entries_C[c]]
-        for level in range(len(rows_L)):
-            row_M = table_RM[rows_L[level]]
-            for m in range(columns):
-                out_M[m] += row_M[m]
-
-
-@numba.njit(
-    "void(i8[::1], f4[:,::1], i4[:,:,::1], f4[:,:,::1], i8[::1], i8[::1], f4[:,::1], f4[:,::1], "
-    "i8, f4[:,:,::1])",
-    fastmath=VECTORISED,
-    nogil=True,
-    cache=True,
-)
-def key_rows(
-    entries_T: np.ndarray,
-    bias_ZN: np.ndarray,
-    rows_SIL: np.ndarray,
-    tables_SRN: np.ndarray,
-    units_S: np.ndarray,
-    id_rows_I: np.ndarray,
-    table_RD: np.ndarray,
-    weight_DN: np.ndarray,
-    unit_of_tracks: int,
-    out_ZTN: np.ndarray,
-) -> None:
-    """The keys' rows of one user's listens: a source of codes adds its table's rows to its unit,
-    the ID embeddings theirs times `weight_DN` to the unit of tracks."""
-    positions, (width, columns) = len(entries_T), weight_DN.shape
-    for z in range(len(bias_ZN)):
-        for t in range(positions):
-            for n in range(columns):
-                out_ZTN[z, t, n] = bias_ZN[z, n]
-    for s in range(len(units_S)):
-        add_code_rows(entries_T, rows_SIL[s], tables_SRN[s], 0, out_ZTN[units_S[s]])
-    whole = width - width % BLOCK
-    for t in range(positions):
-        out_N, id_D = out_ZTN[unit_of_tracks, t], table_RD[id_rows_I[entries_T[t]]]
-        for d in range(0, whole, BLOCK):
-            x0, x1, x2, x3 = id_D[d], id_D[d + 1], id_D[d + 2], id_D[d + 3]
-            w0, w1 = weight_DN[d], weight_DN[d + 1]
-            w2, w3 = weight_DN[d + 2], weight_DN[d + 3]
-            for n in range(columns):
-                out_N[n] += x0 * w0[n] + x1 * w1[n] + x2 * w2[n] + x3 * w3[n]
-        for d in range(whole, width):
-            for n in range(columns):
-                out_N[n] += id_D[d] * weight_DN[d, n]
