@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from feature_repo.durable_files import replacing, sync
 from feature_repo.errors import ArtifactError
 from feature_repo.scratch import locked, scratch_folder
 
@@ -75,7 +76,7 @@ def write_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
         manifest.created_at = datetime.now(UTC).isoformat()
         write_json(partial / MANIFEST, asdict(manifest))
         for path in (*partial.rglob("*"), partial):  # before the renames, for a power cut's sake
-            _sync(path)
+            sync(path)
         with locked(folder.parent):
             _replace(folder, partial)
 
@@ -87,7 +88,7 @@ def _replace(folder: Path, partial: Path) -> None:
             holder = tempfile.mkdtemp(prefix=f"{REPLACED}{folder.name}.", dir=folder.parent)
             os.rename(folder, Path(holder) / folder.name)
         os.rename(partial, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         _put_back(folder)
 
@@ -122,25 +123,11 @@ def recover(folder: Path) -> None:
             _put_back(folder)
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path: Path, value: object) -> None:
     """Writes JSON under a temporary name, syncs it and renames it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as stream:
-        json.dump(value, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+    with replacing(path) as stream:
+        stream.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def read_manifest(folder: Path, *, kind: str, made_by: str, verify: bool = True) -> Manifest:

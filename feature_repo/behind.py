@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from feature_repo.journal_files import Record, make_folder, sync
+from feature_repo.durable_files import make_folder, sync
+from feature_repo.journal_files import Record
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

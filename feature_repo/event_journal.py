@@ -30,15 +30,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.artifacts import parquet_files
+from feature_repo.durable_files import make_folder, sync
 from feature_repo.errors import InputError
 from feature_repo.journal_files import (
     SUFFIX,
     JournalWriter,
     Record,
-    make_folder,
     read_file,
     record_lines,
-    sync,
     take_file,
     to_records,
 )

@@ -26,6 +26,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.json as pj
 
+from feature_repo.durable_files import make_folder, sync
 from feature_repo.errors import ArtifactError
 from feature_repo.group_commit import GroupCommit
 from feature_repo.schema import EVENTS, TIMESTAMP
@@ -164,22 +165,5 @@ def take_file(path: Path, target: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.rename(path, target)
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder, and waits until its name is on the disk."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

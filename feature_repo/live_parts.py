@@ -23,7 +23,7 @@ from feature_repo.artifacts import (
     recover,
     write_json,
 )
-from feature_repo.journal_files import make_folder, sync
+from feature_repo.durable_files import make_folder, sync
 from feature_repo.schema import EVENTS
 from feature_repo.scratch import locked
 from feature_repo.tombstones import read_tombstones

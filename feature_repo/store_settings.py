@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from feature_repo.durable_files import replacing
 from feature_repo.errors import InputError
 
 SETTINGS_FILE = "feature_store.yaml"
@@ -234,11 +235,5 @@ def has_password(text: str) -> bool:
 def write_settings(path: Path, text: str) -> None:
     """Replaces the settings; with a password, the file is its owner's alone from the first byte."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    mode = 0o600 if has_password(text) else 0o644
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+    with replacing(path, mode=0o600 if has_password(text) else 0o644) as stream:
+        stream.write(text.encode())

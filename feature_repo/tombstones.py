@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_repo.durable_files import replacing
 from feature_repo.errors import ArtifactError
 from feature_repo.scratch import locked
 from feature_repo.workspace import Workspace
@@ -148,14 +149,8 @@ def _make_key(parent: Path) -> None:
     path = parent / KEY
     if path.exists():
         return
-    partial = parent / f".{KEY}.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as stream:
+    with replacing(path, mode=0o600) as stream:
         stream.write(os.urandom(KEY_BYTES))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def _read(path: Path, columns: pa.Schema) -> pa.Table:
@@ -170,12 +165,8 @@ def _read(path: Path, columns: pa.Schema) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
+    with replacing(path) as stream:
         pq.write_table(table, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

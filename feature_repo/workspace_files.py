@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from feature_repo.artifacts import MANIFEST, REPLACED, file_sha256, recover
+from feature_repo.durable_files import sync
 from feature_repo.errors import InputError
 from feature_repo.store_settings import SETTINGS_FILE, WATERMARKS, has_password
 
@@ -153,8 +154,7 @@ def put(root: Path, fetched: Path, names: Mapping[str, str], dropped: Iterable[s
         if uses[sha256]:  # another file with the same content is still to come
             content = fetched / f"{sha256}.copy"
             shutil.copyfile(fetched / sha256, content)
-        with content.open("rb") as stream:  # before it is called ours, for a power cut's sake
-            os.fsync(stream.fileno())
+        sync(content)  # before it is called ours, for a power cut's sake
         os.utime(content, ns=(old, old))
         os.replace(content, target)
 

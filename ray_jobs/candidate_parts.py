@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import schema
 from feature_repo.artifacts import MANIFEST, Manifest, read_manifest, write_artifact
+from feature_repo.durable_files import replacing
 from feature_repo.errors import ArtifactError
 from feature_repo.scratch import only_writer
 from feature_repo.workspace import Workspace
@@ -116,12 +117,8 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _write_part(path: Path, rows: pa.Table) -> None:
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as stream:
+    with replacing(path) as stream:
         pq.write_table(rows, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 _NO_HASH = pa.schema([CANDIDATES.field(HISTORY_HASH)]).empty_table()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from feature_repo.artifacts import Manifest, read_manifest, write_artifact
+from feature_repo.durable_files import sync
 from feature_repo.errors import ArtifactError
 from ray_jobs.progress import log
 
@@ -115,8 +116,7 @@ def write_weights(model: torch.nn.Module, path: Path) -> None:
     """Writes them under a temporary name, syncs them and renames them to `path`."""
     partial = path.with_name(f".{path.name}")
     save_file(model.state_dict(), partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
+    sync(partial)
     os.replace(partial, path)
 
 

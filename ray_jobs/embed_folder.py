@@ -23,7 +23,6 @@ that its error is to be tried again.
 """
 
 import fcntl
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -42,6 +41,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from feature_repo.artifacts import MANIFEST, Manifest, file_sha256, read_manifest, write_json
+from feature_repo.durable_files import replacing
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.schema import TRACK_ID
 from ray_jobs.embed_options import EmbedOptions
@@ -228,13 +228,9 @@ def write_todo(
 
 
 def write_part(path: Path, rows: pa.Table) -> None:
-    """Under another name first, synced and renamed: a part is whole or absent."""
-    written = path.with_name(f".{path.name}")
-    with written.open("wb") as stream:
+    """A part is whole or absent."""
+    with replacing(path) as stream:
         pq.write_table(rows, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(written, path)
 
 
 def write_manifest(folder: EmbeddingFolder, encoder: Encoder, options: EmbedOptions) -> None:

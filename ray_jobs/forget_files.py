@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.artifacts import MANIFEST, REPLACED, Manifest, recover, write_artifact, write_json
+from feature_repo.durable_files import sync
 from feature_repo.errors import ArtifactError
 from feature_repo.parquet_form import parquet_settings
 from feature_repo.scratch import only_writer, scratch_folder
@@ -177,9 +178,9 @@ def _files(root: Path) -> Iterator[Path]:
 def _replace_file(path: Path, target: Target) -> None:
     with scratch_folder(path.parent, f".{path.name}.forget.") as partial:
         _write_without(path, partial / path.name, target)
-        _sync(partial / path.name)
+        sync(partial / path.name)
         os.replace(partial / path.name, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _replace_artifact(
@@ -256,7 +257,7 @@ def _remove_text(workspace: Workspace, path: Path, target: Target) -> None:
             (partial / path.name).write_text(
                 "".join(line for line in lines if not pattern.search(line))
             )
-            _sync(partial / path.name)
+            sync(partial / path.name)
             os.replace(partial / path.name, path)
     elif path.is_relative_to(workspace.reports) and artifact_of(workspace, path) is None:
         path.unlink(missing_ok=True)
@@ -265,11 +266,3 @@ def _remove_text(workspace: Workspace, path: Path, target: Target) -> None:
             f"{path} names the user and is no file that this platform writes rows to; remove it, "
             "or the name in it, and run `crescendo forget` again"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ While it is there it names the user, as the tables did until then.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.artifacts import parquet_files, write_json
+from feature_repo.durable_files import sync
 from feature_repo.errors import ArtifactError
 from feature_repo.scratch import only_writer
 from feature_repo.tombstones import folder
@@ -72,11 +72,7 @@ class Plan:
         for partial in folder(workspace).glob(f".{PLAN}.*"):
             partial.unlink()  # of a run that was killed while it wrote: it names the user too
         _path(workspace).unlink()
-        descriptor = os.open(folder(workspace), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder(workspace))
 
 
 def unfinished(workspace: Workspace) -> Plan | None:

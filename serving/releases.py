@@ -14,7 +14,6 @@ a process that serves sees it within a second (`live_releases.py`).
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from typing import Any
 
 from feature_repo import schema
 from feature_repo.artifacts import content_id, newest, read_manifest, write_json
+from feature_repo.durable_files import replacing
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
 from serving.retriever_choice import CANDIDATES, choose_retriever
@@ -283,9 +283,8 @@ def _make_live(workspace: Workspace, release_id: str) -> None:
 
 
 def _point(workspace: Workspace, name: str, release_id: str) -> None:
-    partial = workspace.releases / f".{name}.{os.getpid()}"
-    partial.write_text(release_id + "\n")
-    os.replace(partial, workspace.releases / name)
+    with replacing(workspace.releases / name) as stream:
+        stream.write(f"{release_id}\n".encode())
 
 
 def _leave(workspace: Workspace, release_id: str, name: str) -> None:

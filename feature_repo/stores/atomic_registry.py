@@ -10,12 +10,13 @@ told that views and services do not exist, and a writer that is killed in it lea
 the new registry is written beside the old one, synced and renamed. Costs one more sync of a folder.
 """
 
-import os
 import uuid
 from datetime import UTC, datetime
 
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
+
+from feature_repo.durable_files import replacing, sync
 
 
 class AtomicFileRegistryStore(FileRegistryStore):
@@ -26,14 +27,6 @@ class AtomicFileRegistryStore(FileRegistryStore):
         registry_proto.last_updated.FromDatetime(datetime.now(UTC))
         folder = self._filepath.parent
         folder.mkdir(exist_ok=True)
-        partial = folder / f".{self._filepath.name}.{os.getpid()}"
-        with partial.open("wb") as stream:
+        with replacing(self._filepath) as stream:
             stream.write(registry_proto.SerializeToString())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, self._filepath)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)

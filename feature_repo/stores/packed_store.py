@@ -83,7 +83,7 @@ class PackedOnlineStore(OnlineStore):
 
     @abstractmethod
     def _load_fields(self, config: RepoConfig, view: PackedView) -> list[str]:
-        """The field lists (RowCodec.text) that the view's rows were ever packed from."""
+        """The field lists (RowLayout.text) that the view's rows were ever packed from."""
 
     def write_table(
         self, config: RepoConfig, view: FeatureView, table: pa.Table, *, replace: bool = False

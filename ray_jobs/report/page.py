@@ -8,13 +8,13 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from feature_repo.durable_files import replacing
 from ray_jobs.report.markup import Section, element, safe
 
 STYLE = """
@@ -96,15 +96,8 @@ def page(head: Section, sections: Sequence[Section]) -> str:
 def write_page(path: Path, text: str) -> None:
     """Writes under a temporary name, syncs it and renames it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def _policy(scripts: list[str]) -> str:
