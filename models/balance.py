@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.kmeans import KMeans
+from models.option_checks import is_number
 from models.placement import place
 from models.rows import Centroids, Prefix, chunks
 
@@ -32,8 +33,7 @@ TOLERANCE = 1e-3
 
 def check_balance(balance: object) -> None:
     """ValueError unless it is None (off) or a finite number of at least 1."""
-    number = isinstance(balance, int | float) and not isinstance(balance, bool)
-    if balance is not None and not (number and 1 <= balance < math.inf):  # type: ignore[operator]
+    if balance is not None and not (is_number(balance) and balance >= 1):
         raise ValueError(f"balance must be a number of at least 1, or None, got {balance!r}")
 
 

@@ -22,6 +22,7 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from models.llama_sizes import LlamaSizes
+from models.named_weights import take_weights
 from models.packed_attention import Packed, causal_attention
 
 
@@ -159,17 +160,7 @@ def load_llama(
     named.pop("lm_head.weight", None)
     with torch.device("meta"):
         model = Llama(LlamaSizes.from_config(config), recompute=recompute)
-    expected = dict(model.named_parameters())
-    if missing := sorted(expected.keys() - named.keys()):
-        raise ValueError(f"tensors: {len(missing)} missing, for instance {missing[0]}")
-    if unknown := sorted(named.keys() - expected.keys()):
-        raise ValueError(f"tensors: {len(unknown)} unknown, for instance {unknown[0]}")
-    for name, parameter in expected.items():
-        if named[name].shape != parameter.shape:
-            shapes = f"{tuple(named[name].shape)}, expected {tuple(parameter.shape)}"
-            raise ValueError(f"tensors: {name} has shape {shapes}")
-    placed = {name: tensor.to(device, dtype) for name, tensor in named.items()}
-    model.load_state_dict(placed, assign=True)
+    take_weights(model, named, dtype=dtype, device=device)
     return model.eval()
 
 

@@ -21,8 +21,9 @@ from models.balance import balanced, check_balance
 from models.exact_products import distances
 from models.kmeans import kmeans
 from models.nearest import nearest
+from models.option_checks import check_integers, check_weights
 from models.psrq import LevelTrace, level_seed
-from models.residual_codebook import check_codes, check_names, is_weight
+from models.residual_codebook import check_codes, check_names
 from models.rows import Centroids, check_rows, mean_and_scatter
 
 
@@ -42,12 +43,8 @@ class PqOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("levels", 1), ("codes", 1), ("iterations", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        if not is_weight(self.tolerance):
-            raise ValueError(f"tolerance must be a number of at least 0, got {self.tolerance!r}")
+        check_integers(self, {"levels": 1, "codes": 1, "iterations": 1, "seed": 0})
+        check_weights(self, ["tolerance"])
         check_balance(self.balance)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from models.balance import balanced, check_balance
 from models.kmeans import kmeans
 from models.means import Means
-from models.residual_codebook import Codebook, is_weight
+from models.option_checks import check_integers, check_weights, is_weight
+from models.residual_codebook import Codebook
 from models.rows import Centroids, Prefix, check_rows, chunks, mean_and_scatter
 from models.shards import Shards
 
@@ -50,17 +51,13 @@ class PsrqOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("levels", 1), ("codes", 1), ("iterations", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_integers(self, {"levels": 1, "codes": 1, "iterations": 1, "seed": 0})
         if self.prefix_weight != "auto" and not is_weight(self.prefix_weight):
             raise ValueError(
                 "prefix_weight must be 'auto' or a number of at least 0, "
                 f"got {self.prefix_weight!r}"
             )
-        if not is_weight(self.tolerance):
-            raise ValueError(f"tolerance must be a number of at least 0, got {self.tolerance!r}")
+        check_weights(self, ["tolerance"])
         check_balance(self.balance)
 
 

@@ -9,7 +9,6 @@ Made by `models.psrq.fit`. Without prefixes (alpha = 0) it is residual k-means; 
 Shape suffixes: N rows, M rows of one chunk, D dims, K codes, L levels.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import Tensor
 from models.centroid_scores import CentroidScores
 from models.exact_products import distances
 from models.nearest import NearestCentroid
+from models.option_checks import is_weight
 from models.rows import LARGEST, Centroids, check_rows, check_shape, chunks, parts, prefix_sum
 from models.threads import each, only_each
 
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
 OPEN_ROWS = 1 << 15
 """Rows coded once more at a time: a copy of them is made."""
-
-
-def is_weight(value: object) -> bool:
-    """Is it a finite number of at least 0?"""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type,operator]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from models.exact_mlp import ExactMlp
+from models.option_checks import check_integers, check_weights
 from models.psrq import PsrqOptions
 from models.psrq import fit as fit_residual
 from models.residual_codebook import Codebook
@@ -63,16 +64,10 @@ class NetOptions(Protocol):
 
 def check_options(options: NetOptions, integers: Mapping[str, int], numbers: Sequence[str]) -> None:
     """ValueError naming the field: `integers` with their least values, `numbers` of at least 0."""
-    for name, low in integers.items():
-        value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+    check_integers(options, integers)
     if not all(isinstance(width, int) and width >= 1 for width in options.hidden):
         raise ValueError(f"hidden must be integers of at least 1, got {options.hidden!r}")
-    for name in numbers:
-        value = getattr(options, name)
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    check_weights(options, numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, gelu, group_norm, scaled_dot_product_attention
 
 from models.encoders.hubert_sizes import HubertSizes
+from models.named_weights import take_weights
 
 NORMALISE_EPS = 1e-7
 """As Hugging Face's feature extractor adds it to a window's variance."""
@@ -226,17 +227,7 @@ def load_hubert(
     named.pop(_OF_TRAINING, None)
     with torch.device("meta"):
         model = Hubert(HubertSizes.from_config(config))
-    expected = dict(model.named_parameters())
-    if missing := sorted(expected.keys() - named.keys()):
-        raise ValueError(f"tensors: {len(missing)} missing, for instance {missing[0]}")
-    if unknown := sorted(named.keys() - expected.keys()):
-        raise ValueError(f"tensors: {len(unknown)} unknown, for instance {unknown[0]}")
-    for name, parameter in expected.items():
-        if named[name].shape != parameter.shape:
-            shapes = f"{tuple(named[name].shape)}, expected {tuple(parameter.shape)}"
-            raise ValueError(f"tensors: {name} has shape {shapes}")
-    placed = {name: tensor.to(device, dtype) for name, tensor in named.items()}
-    model.load_state_dict(placed, assign=True)
+    take_weights(model, named, dtype=dtype, device=device)
     return model.eval().requires_grad_(False)
 
 
