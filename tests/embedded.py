@@ -37,6 +37,18 @@ def clustered(
     }
 
 
+def write_track_table(workspace: Workspace, count: int, columns: Mapping[str, pa.Array]) -> None:
+    """The tracks table of tracks 1, 2, ..., `count`: ids, titles and these columns, others null."""
+    ids = pa.array(np.arange(1, count + 1))
+    titles = pa.array([f"track {n}" for n in range(1, count + 1)])
+    table = pa.table({"track_id": ids, "title": titles} | dict(columns))
+    for field in TRACKS:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(count, field.type))
+    workspace.tracks.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, workspace.tracks / "part-0.parquet")
+
+
 def write_catalogue(
     workspace: Workspace,
     vectors: Mapping[str, np.ndarray],
@@ -46,20 +58,12 @@ def write_catalogue(
     """Tracks 1, 2, ... with these vectors, none where `without` says so; embeds what is new."""
     count = len(next(iter(vectors.values())))
     ids = np.arange(1, count + 1)
-    columns: dict[str, pa.Array] = {
-        "track_id": pa.array(ids),
-        "title": pa.array([f"track {n}" for n in ids]),
-    }
+    columns = {}
     for name, rows in vectors.items():
         lacking = (without or {}).get(name, set())
         values = [None if n in lacking else row for n, row in zip(ids, rows, strict=True)]
         columns[f"{name}_vector"] = pa.array(values, type=pa.list_(pa.float32(), rows.shape[1]))
-    table = pa.table(columns)
-    for field in TRACKS:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(count, field.type))
-    workspace.tracks.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, workspace.tracks / "part-0.parquet")
+    write_track_table(workspace, count, columns)
     for name in vectors:
         embed_missing(workspace, name)
 

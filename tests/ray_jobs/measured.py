@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs.embed import EmbedOptions, embed
 from ray_jobs.quality import QualityOptions, quality
 from ray_jobs.quantize import quantize
 from ray_jobs.quantize_options import QuantizeOptions
+from tests.embedded import write_track_table
 from tests.event_logs import event, write_events
 
 COUNT, CODES = 400, 12
@@ -27,22 +26,13 @@ OPTIONS = QuantizeOptions(modalities=("text", "audio"), codes=CODES)
 def write_tracks(workspace: Workspace, tags: list[list[str] | None]) -> None:
     """Clustered vectors; track 1 has no audio."""
     random = np.random.default_rng(0)
-    columns: dict[str, pa.Array] = {
-        "track_id": pa.array(np.arange(1, COUNT + 1)),
-        "title": pa.array([f"track {n}" for n in range(1, COUNT + 1)]),
-        "tags": pa.array(tags, type=pa.list_(pa.string())),
-    }
+    columns = {"tags": pa.array(tags, type=pa.list_(pa.string()))}
     for name, dims in (("text", 10), ("audio", 6)):
         centres = random.normal(size=(12, dims)) * 2
         rows = (centres[np.arange(COUNT) % 12] + random.normal(size=(COUNT, dims))).astype("f4")
         values = [None if name == "audio" and n == 0 else row for n, row in enumerate(rows)]
         columns[f"{name}_vector"] = pa.array(values, type=pa.list_(pa.float32(), dims))
-    table = pa.table(columns)
-    for field in TRACKS:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(COUNT, field.type))
-    workspace.tracks.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, workspace.tracks / "part-0.parquet")
+    write_track_table(workspace, COUNT, columns)
 
 
 def some_tags() -> list[list[str] | None]:

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs.embed import EmbedOptions, embed
 from ray_jobs.publish import publish
 from ray_jobs.quantize import quantize
 from ray_jobs.quantize_options import QuantizeOptions
 from ray_jobs.sequences import SequenceOptions, sequences
+from tests.embedded import write_track_table
 from tests.event_logs import event, write_events
 
 TRACK_COUNT, USERS, EVENTS, GROUPS = 90, 40, 2400, 5
@@ -24,22 +23,14 @@ TRACK_COUNT, USERS, EVENTS, GROUPS = 90, 40, 2400, 5
 
 def write_tracks(workspace: Workspace) -> None:
     random = np.random.default_rng(0)
-    columns: dict[str, pa.Array] = {
-        "track_id": pa.array(np.arange(1, TRACK_COUNT + 1)),
-        "title": pa.array([f"track {n}" for n in range(1, TRACK_COUNT + 1)]),
-    }
+    columns = {}
     for name, dims in (("text", 12), ("audio", 6)):
         centres = random.normal(size=(GROUPS, dims)) * 3
         rows = centres[np.arange(1, TRACK_COUNT + 1) % GROUPS]
         rows = rows + random.normal(size=rows.shape)
         vectors = pa.array(list(rows.astype("f4")), type=pa.list_(pa.float32(), dims))
         columns[f"{name}_vector"] = vectors
-    table = pa.table(columns)
-    for field in TRACKS:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(TRACK_COUNT, field.type))
-    workspace.tracks.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, workspace.tracks / "part-0.parquet")
+    write_track_table(workspace, TRACK_COUNT, columns)
 
 
 def listening() -> list[dict]:

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 
 from feature_repo.artifacts import file_sha256, read_manifest
 from feature_repo.errors import ArtifactError, InputError
-from feature_repo.schema import TRACKS
 from feature_repo.workspace import Workspace
 from ray_jobs.codebook_store import read_codebook
 from ray_jobs.embed import EmbedOptions, embed, read_embeddings
 from ray_jobs.quantize import quantize, resolve_device
 from ray_jobs.quantize_options import QuantizeOptions
+from tests.embedded import write_track_table
 
 TRACK_COUNT, TEXT_DIMS, AUDIO_DIMS = 80, 12, 6
 OPTIONS = QuantizeOptions(levels=3, codes=8, prefix_weight=0.5)
@@ -27,21 +27,13 @@ OPTIONS = QuantizeOptions(levels=3, codes=8, prefix_weight=0.5)
 def write_tracks(workspace: Workspace, count: int, seed: int = 0) -> None:
     """A catalogue whose vectors form clusters; track 3 has no audio, track 4 has neither."""
     random = np.random.default_rng(seed)
-    columns: dict[str, pa.Array] = {
-        "track_id": pa.array(np.arange(1, count + 1)),
-        "title": pa.array([f"track {n}" for n in range(1, count + 1)]),
-    }
+    columns = {}
     for name, dims, without in (("text", TEXT_DIMS, {4}), ("audio", AUDIO_DIMS, {3, 4})):
         centres = random.normal(size=(5, dims)) * 3
         rows = centres[np.arange(count) % 5] + random.normal(size=(count, dims))
         values = [None if n + 1 in without else row for n, row in enumerate(rows.astype("f4"))]
         columns[f"{name}_vector"] = pa.array(values, type=pa.list_(pa.float32(), dims))
-    table = pa.table(columns)
-    for field in TRACKS:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(count, field.type))
-    workspace.tracks.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, workspace.tracks / "part-0.parquet")
+    write_track_table(workspace, count, columns)
 
 
 def embed_all(workspace: Workspace) -> None:
