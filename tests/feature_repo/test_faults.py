@@ -28,8 +28,6 @@ from tests.event_logs import START, event, write_events
 from tests.generations import write_generation
 from tests.servers_sql_s3 import PASSWORD, free_port
 
-pytest_plugins = ("tests.servers", "tests.servers_sql_s3")
-
 GENERATION = "gen-dddddddddddd"
 USERS, TRACKS = 300, 20
 FEATURE = f"{schema.USER_SEQUENCE}:{schema.SEQUENCE_TRACK_IDS}"

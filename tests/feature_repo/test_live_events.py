@@ -29,7 +29,6 @@ from tests.feature_repo.live_store import (
     redis_settings,
     statuses,
 )
-from tests.servers import _shared_redis, redis_server  # noqa: F401
 
 LENGTH = 5
 redis = pytest.mark.redis

@@ -23,7 +23,6 @@ from tests.feature_repo.live_store import (
     redis_settings,
     statuses,
 )
-from tests.servers import restartable_redis  # noqa: F401
 
 LENGTH = 5
 

@@ -9,8 +9,6 @@ from feature_repo.working_copy import working_copy
 from feature_repo.write_lock import LOCK, write_lock
 from tests.servers_sql_s3 import free_port
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 
 def opened(block) -> None:
     with block:

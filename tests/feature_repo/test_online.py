@@ -17,8 +17,6 @@ from tests.feature_repo.stores.packed_repos import (
     view,
 )
 
-pytest_plugins = ["tests.servers"]
-
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def store(request, tmp_path):

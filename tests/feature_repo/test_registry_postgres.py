@@ -24,8 +24,6 @@ from feature_repo.workspace import Workspace
 from tests.event_logs import START
 from tests.servers_sql_s3 import PASSWORD
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 COLUMNS = schema.stats_columns("user")
 PLAYS = f"{schema.USER_STATS}:{COLUMNS[0]}"
 

@@ -19,8 +19,6 @@ from feature_repo.working_copy import bring_up_to_date, publish_now, working_cop
 from feature_repo.workspace import Workspace
 from feature_repo.write_lock import LOCK
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 
 def client():
     """As this test's environment says: boto3's own default would keep an earlier test's."""

@@ -12,7 +12,6 @@ from ray_jobs.materialize import MaterializeOptions, materialize
 from ray_jobs.materialize_source import ViewSource
 from ray_jobs.watermarks import EPOCH, read_watermark, watermark_names
 from tests.ray_jobs.materialized import DAYS
-from tests.servers import restartable_redis  # noqa: F401  a fixture
 from tests.view_sources import (
     PLAIN,
     SEQUENCE,
@@ -32,7 +31,7 @@ END = at(11 * DAYS)
 
 
 @pytest.fixture
-def redis(restartable_redis):  # noqa: F811
+def redis(restartable_redis):
     return restartable_redis
 
 

@@ -20,8 +20,6 @@ from tests.event_logs import START, event, write_events
 from tests.generations import write_generation
 from tests.trained import GENERATION, TRACKS, USERS, learnable_log, train_small
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 LENGTH = 10
 STORES = {
     **STORE_SETTINGS,

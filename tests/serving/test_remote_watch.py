@@ -10,8 +10,6 @@ from feature_repo.workspace import Workspace
 from serving.releases import CURRENT, current_release_id
 from serving.remote_watch import following
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 GIVE_UP_S = 60.0
 
 

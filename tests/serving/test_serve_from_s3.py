@@ -26,8 +26,6 @@ from tests.serving.serving_process import free_port
 from tests.trained import GENERATION, TRACKS, learnable_log
 from tests.untrained import write_model
 
-pytest_plugins = ("tests.servers_sql_s3",)
-
 STORES = {
     **STORE_SETTINGS,
     "online_store": {"type": PACKED_SQLITE, "path": "online.db"},

@@ -31,7 +31,6 @@ from tests.feature_repo.stores.asof_repo import (
     write,
 )
 from tests.feature_repo.stores.test_asof_sequences import LISTS, lists_of, log_rows, seen
-from tests.servers_sql_s3 import object_store, s3_server  # noqa: F401
 
 PLAYS = ["counts:plays"]
 ROW = {"created": None, "score": None, "tracks": None}
@@ -51,7 +50,7 @@ def repo(tmp_path):
 
 
 @pytest.mark.parametrize("endpoint", ["of the source", "of the environment"])
-def test_sources_on_s3(tmp_path, object_store, monkeypatch, endpoint):  # noqa: F811
+def test_sources_on_s3(tmp_path, object_store, monkeypatch, endpoint):
     """Joined and read from an S3-protocol server, which sees no request that leaves the machine."""
     write(tmp_path, "counts", ROWS, COUNTS)
     write(tmp_path, schema.USER_SEQUENCE, log_rows(EVENTS), schema.EVENT_LOG)

@@ -21,8 +21,6 @@ from tests.feature_repo.stores.packed_repos import (
     view,
 )
 
-pytest_plugins = ["tests.servers"]
-
 WRITERS, EVENTS = 4, 60
 
 

@@ -29,8 +29,6 @@ from tests.feature_repo.stores.packed_repos import (
     stock_redis,
 )
 
-pytest_plugins = ["tests.servers"]
-
 IDS = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = {
     "INT32": st.integers(-(2**31), 2**31 - 1),

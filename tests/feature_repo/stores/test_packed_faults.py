@@ -23,8 +23,6 @@ from tests.feature_repo.stores.packed_repos import (
     view,
 )
 
-pytest_plugins = ["tests.servers"]
-
 
 def stats_store(folder, online):
     store = repository(folder, online, [view(folder, "stats", {"plays": Int64})])

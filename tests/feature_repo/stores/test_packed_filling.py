@@ -18,7 +18,6 @@ from tests.feature_repo.stores.packed_repos import (
     view,
 )
 
-pytest_plugins = ["tests.servers"]
 pytestmark = pytest.mark.redis
 
 ROWS = 3 * SCRIPT_ROWS

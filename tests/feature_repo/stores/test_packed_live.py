@@ -21,8 +21,6 @@ from tests.feature_repo.stores.packed_repos import (
     sequence_view,
 )
 
-pytest_plugins = ["tests.servers"]
-
 CODEC = RowCodec((name, "INT64_LIST") for name in schema.SEQUENCE_COLUMNS)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FEW = st.integers(-3, 3)  # so that ids and times meet

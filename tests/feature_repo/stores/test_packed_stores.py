@@ -27,8 +27,6 @@ from tests.feature_repo.stores.packed_repos import (
     view,
 )
 
-pytest_plugins = ["tests.servers"]
-
 STATS = {"plays": Int64, "codes": Array(Int64), "name": String}
 
 
