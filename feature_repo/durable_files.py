@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
@@ -20,8 +22,11 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     kill leaves a `.NAME.PID`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)  # of a killed process that had this number: with its own mode
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        descriptor = os.open(partial, NEW, mode)
+    except FileExistsError:  # of a killed process that had this number: with a mode of its own
+        partial.unlink()
+        descriptor = os.open(partial, NEW, mode)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
