@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 from typing import BinaryIO
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -19,12 +20,12 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yields a file to write, which becomes `path` when it is synced; an error leaves `path` alone.
 
     The folder must be there. `mode`: who may read it, less the umask, from its first byte on. A
-    kill leaves a `.NAME.PID`.
+    kill leaves a `.NAME.THREAD`; threads, as processes, each write a file of their own.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{get_native_id()}")
     try:
         descriptor = os.open(partial, NEW, mode)
-    except FileExistsError:  # of a killed process that had this number: with a mode of its own
+    except FileExistsError:  # of a killed one that had this number: with a mode of its own
         partial.unlink()
         descriptor = os.open(partial, NEW, mode)
     try:
