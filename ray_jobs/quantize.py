@@ -11,7 +11,7 @@ run that finds the same books again only adds the tracks that it lacks.
 Shape suffixes: N rows, S rows that a fit sees, M rows of one part, D dims, L levels.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,17 @@ from feature_repo import schema
 from feature_repo.artifacts import Manifest, content_id, write_artifact
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
-from models import collisions
 from models.mm_rq_vae import MmRqVaeOptions
 from models.psrq import PsrqOptions, level_seed
-from models.quantizers import Fitted, Quantizer, fit_quantizer
+from models.quantizers import Fitted, fit_quantizer
 from models.sid_quality import quality
-from ray_jobs.align import OldFamily, align, read_old, rename
+from ray_jobs.align import OldFamily, read_old
 from ray_jobs.assign import complete
 from ray_jobs.codebook_store import write_codebook
-from ray_jobs.drift import fitting_profile
+from ray_jobs.family_codes import FamilyCodes, family_codes
 from ray_jobs.family_vectors import Modality, family_inputs, read_modality
 from ray_jobs.generation_table import IDS_FILE, ids_table
-from ray_jobs.mm_quantize import Family, encode, fit_modalities
+from ray_jobs.mm_quantize import Family, fit_modalities
 from ray_jobs.progress import log, step
 from ray_jobs.quantize_options import QuantizeOptions
 
@@ -58,51 +57,32 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
     samples = _samples(families, options)
     _check_rows(samples, options)
     codebook_ids: dict[str, str] = {}
-    codes: dict[str, tuple[np.ndarray, Tensor]] = {}
+    published: dict[str, FamilyCodes] = {}
     measured: dict[str, Any] = {}
-    resolved: dict[str, Any] = {}
-    churn: dict[str, Any] = {}
     fits = _fit_together(workspace, samples, options, old, device)
     for family, (track_ids, x_ND) in families.items():
         with step(f"quantize {family}", tracks=len(track_ids), dims=x_ND.shape[1]):
-            start = old[family].book if old else None
-            x_SD = samples[family][1]
+            x_SD, before = samples[family][1], old[family] if old else None
             fitted = fits.get(family) or fit_quantizer(
-                x_SD, options.quantizer(), start=start, device=device
+                x_SD, options.quantizer(), start=before.book if before else None, device=device
             )
-            codes_NL = fitted.codes_NL
-            if len(x_SD) < len(x_ND):
-                codes_NL = encode(fitted.book, x_ND, device)
-            if old:
-                aligned = align(old[family], track_ids, fitted.book, codes_NL)
-                codes_NL, churn[family] = aligned.codes_NL, aligned.churn
-                renamed_NL = rename(fitted.codes_NL, aligned.names)
-                fitted = replace(fitted, book=aligned.book, codes_NL=renamed_NL)
-            info = {"fit": asdict(fitted.trace), **_balance_info(fitted, x_SD, options)}
-            info["fitting"] = fitting_profile(fitted.book, x_SD, fitted.codes_NL)
-            if options.collisions is not None:
-                found = _resolve(fitted.book, x_ND, codes_NL, options)
-                codes_NL = found.codes_NL
-                resolved[family] = {
-                    "colliding": found.colliding,
-                    "moved": found.moved,
-                    "unresolved": found.unresolved,
-                }
-        codes[family] = (track_ids, codes_NL)
-        measured[family] = quality(x_ND, codes_NL, fitted.book)
+            ids = family_codes(fitted, track_ids, x_ND, x_SD, options, old=before, device=device)
+        published[family] = ids
+        measured[family] = quality(x_ND, ids.codes_NL, ids.book)
         members = list(modalities) if family == schema.JOINT else [family]
         codebook_ids[family] = write_codebook(
             workspace,
             family,
-            fitted.book,
+            ids.book,
             preprocess={name: modalities[name].preprocess for name in members},
             encoder_ids={name: modalities[name].encoder_id for name in members},
             options=asdict(options),
-            info={"quality": measured[family], **info},
+            info={"quality": measured[family], **ids.info},
         )
         log.info(f"family {family}", codebook=codebook_ids[family], **_headline(measured[family]))
     generation_id = content_id("gen", codebook_ids, options.collisions)
-    catalogue = np.unique(np.concatenate([ids for ids, _ in codes.values()]))
+    catalogue = np.unique(np.concatenate([track_ids for track_ids, _ in families.values()]))
+    resolved = {family: ids.resolved for family, ids in published.items() if ids.resolved}
     manifest = Manifest(
         kind="generation",
         id=generation_id,
@@ -120,11 +100,17 @@ def quantize(workspace: Workspace, options: QuantizeOptions) -> dict[str, Any]:
     )
     answer: dict[str, Any] = {}
     if old:
-        answer["alignment"] = {"to": options.align_to, "families": churn}
+        answer["alignment"] = {
+            "to": options.align_to,
+            "families": {family: ids.churn for family, ids in published.items()},
+        }
         manifest.info |= answer
     tracks = complete(workspace, generation_id)
     if tracks is None:
         with write_artifact(workspace.generations / generation_id, manifest) as partial:
+            codes = {
+                family: (families[family][0], ids.codes_NL) for family, ids in published.items()
+            }
             pq.write_table(ids_table(catalogue, codes), partial / IDS_FILE)
         tracks = len(catalogue)
     return {
@@ -229,37 +215,6 @@ def _fit_together(
         ]
         fits = fit_in_workers(jobs, workers=workers, device=options.device, folder=folder)
         return dict(zip(samples, fits, strict=True))
-
-
-def _balance_info(fitted: Fitted, x_ND: Tensor, options: QuantizeOptions) -> dict[str, Any]:
-    """What balancing did: rows with the most used code per level, share of rows not at the nearest.
-
-    The published codes are the balanced ones; tracks that come later get the nearest ones.
-    """
-    if options.balance is None:
-        return {}
-    codes_NL = fitted.codes_NL
-    moved_N = (fitted.book.encode(x_ND) != codes_NL).any(1)
-    largest = [int(torch.bincount(code_N).max()) for code_N in codes_NL.unbind(1)]
-    return {
-        "balance": {
-            "balance": options.balance,
-            "largest": largest,
-            "moved_share": float(moved_N.double().mean()),
-        }
-    }
-
-
-def _resolve(
-    book: Quantizer, x_ND: Tensor, codes_NL: Tensor, options: QuantizeOptions
-) -> collisions.Resolution:
-    assert options.collisions is not None
-    return collisions.resolve(
-        codes_NL,
-        options.collisions,
-        codes=options.codes,
-        distances=lambda rows: book.last_distances(x_ND[rows], codes_NL[rows]),
-    )
 
 
 def _headline(measures: dict[str, Any]) -> dict[str, Any]:
