@@ -97,9 +97,9 @@ def _timed_stages(
     seconds = {PREPARE: 0.0} if two else {}
     seconds |= {ENCODE: 0.0, WRITE: 0.0}
 
-    def timed(stage: str, work: Callable[[], T]) -> T:
+    def timed(stage: str, work: Callable[..., T], *given: object) -> T:
         started = time.perf_counter()
-        result = work()
+        result = work(*given)
         seconds[stage] += time.perf_counter() - started
         return result
 
@@ -109,9 +109,9 @@ def _timed_stages(
     for number, start in enumerate(starts):
         rows = sample.slice(start, chunk)
         if two:
-            rows = timed(PREPARE, lambda rows=rows: prepare(rows))  # type: ignore[misc]
-        rows = timed(ENCODE, lambda rows=rows: encode(rows))  # type: ignore[misc]
-        facts = timed(WRITE, lambda rows=rows: write_part(rows, scratch))  # type: ignore[misc]
+            rows = timed(PREPARE, prepare, rows)
+        rows = timed(ENCODE, encode, rows)
+        facts = timed(WRITE, write_part, rows, scratch)
         if not number:
             seconds = dict.fromkeys(seconds, 0.0)
         else:

@@ -1,6 +1,7 @@
 """The answer of the offline store: runs when it is asked for, whole or streamed to files."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -70,7 +71,7 @@ class AsofRetrievalJob(RetrievalJob):
                 yield table
                 continue
             yield AsofRetrievalJob(
-                lambda table=table: iter([table]),  # type: ignore[misc]
+                partial(iter, [table]),
                 repo_path=self._repo_path,
                 on_demand=self._on_demand,
                 full_feature_names=self._full_feature_names,
