@@ -1,4 +1,4 @@
-"""The load test against servers that answer by script, on real sockets, and its statistics."""
+"""The load test against servers that answer by script, on real sockets."""
 
 import asyncio
 import json
@@ -10,20 +10,12 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binom
 
-from feature_repo.artifacts import write_json
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from serving.load_client import Target
-from serving.load_report import Objective, judge, overall, percentile, requests_needed
-from serving.load_requests import rank_bodies, read_ids, workspace_tracks, workspace_users
+from serving.load_report import Objective
 from serving.load_test import LoadOptions, degraded_reasons, load_test, run_closed, run_load
-from serving.releases import CURRENT, Release
-from tests.event_logs import event, write_events
-from tests.generations import write_generation
 
 ANSWER = json.dumps(
     {"release_id": "release-a", "results": [{"track_id": 1, "score": 0.5}], "degraded": []}
@@ -255,46 +247,6 @@ def test_the_command_prints_tables_on_standard_error_alone(tmp_path, capsys):
         assert set(body["candidates"]) <= set(range(1, 21))
 
 
-def test_ids_come_from_a_workspace(tmp_path):
-    workspace = Workspace(tmp_path)
-    write_generation(workspace, "gen-cccccccccccc", tracks=5)
-    release = Release(
-        release_id="release-a",
-        model_id="model-a",
-        model_sha256="",
-        generation_id="gen-cccccccccccc",
-        feature_service="ranker",
-        created_at="",
-        replaces=None,
-    )
-    write_json(workspace.releases / "release-a.json", asdict(release))
-    (workspace.releases / CURRENT).write_text("release-a\n")
-    write_events(workspace, [event(n, user, 1, n) for n, user in enumerate((4, 9, 4))])
-    with pytest.raises(InputError, match="run `crescendo sequences`"):
-        workspace_users(workspace)
-    from ray_jobs.sequences import SequenceOptions, sequences
-
-    sequences(workspace, SequenceOptions(length=3))
-    assert workspace_users(workspace).tolist() == [4, 9]
-    assert workspace_tracks(workspace).tolist() == [1, 2, 3, 4, 5]
-    with pytest.raises(InputError, match="between 1 and the 5 tracks there are, got 6"):
-        rank_bodies(np.array([1]), np.arange(5), 6, 1, np.random.default_rng(0))
-
-
-def test_ids_come_from_a_range_or_a_file(tmp_path):
-    path = tmp_path / "ids"
-    path.write_text("3\n-5\n")
-    assert read_ids("users", "3-5").tolist() == [3, 4, 5]
-    assert read_ids("users", str(path)).tolist() == [3, -5]
-    for text in ("5-3", "x", "", str(tmp_path)):
-        with pytest.raises(InputError, match="users must be FIRST-LAST or a file"):
-            read_ids("users", text)
-    for content in ("x", str(2**63), ""):
-        path.write_text(content)
-        with pytest.raises(InputError, match="id on each line"):
-            read_ids("users", str(path))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -314,81 +266,6 @@ def test_bad_options_are_named(change, message):
 def test_a_bad_url_is_named(url):
     with pytest.raises(InputError, match="url must be http://HOST:PORT"):
         Target(url=url)
-
-
-@pytest.mark.parametrize("text", ["p98=3", "p99", "p99=", "p99=0", "p99=nan", "p99=-1", "99=3"])
-def test_a_bad_objective_is_named(text):
-    with pytest.raises(InputError, match=r"objective must be one of p50, p95, p99, p99\.9, ="):
-        Objective.parse(text)
-
-
-def test_requests_needed_are_those_that_mlperf_publishes():
-    # Its rules' table of queries: 24,576 for p90, 57,344 for p95, 270,336 for p99.
-    assert [requests_needed(p) for p in (90, 95, 99)] == [24_576, 57_344, 270_336]
-
-
-def test_a_percentile_is_stated_from_enough_requests_only():
-    ascending = np.arange(1.0, 270_337)
-    assert percentile(ascending, 99).ms == np.percentile(ascending, 99, method="inverted_cdf")
-    assert percentile(ascending[:-1], 99).ms is None
-
-
-@pytest.mark.parametrize("percent", [50.0, 99.0])
-def test_bounds_hold_as_often_as_they_say(percent):
-    random = np.random.default_rng(0)
-    true = -np.log(1 - percent / 100)  # of the exponential distribution
-    below, above = 0, 0
-    for _ in range(2000):
-        found = percentile(np.sort(random.exponential(size=700)), percent)
-        above += found.at_most_ms >= true
-        below += found.at_least_ms <= true
-    # 99% of 2,000, less four standard deviations; and not bounds that always hold.
-    assert 1962 <= above < 2000
-    assert 1962 <= below < 2000
-
-
-def test_459_requests_are_the_fewest_that_bound_p99():
-    # All of n lie below the true p99 with probability .99^n: under 1% from 459 on.
-    assert 0.99**459 < 0.01 < 0.99**458
-    assert percentile(np.ones(459), 99).at_most_ms == 1
-    assert percentile(np.ones(458), 99).at_most_ms is None
-
-
-@settings(deadline=None)
-@given(st.integers(1, 20_000), st.sampled_from([50.0, 95.0, 99.0, 99.9]))
-def test_bounds_are_the_order_statistics_of_the_binomial(count, percent):
-    found = percentile(np.arange(1.0, count + 1), percent)
-    above = binom.ppf(0.99, count, percent / 100) + 1
-    below = binom.ppf(0.01, count, percent / 100)
-    assert found.at_most_ms == (above if above <= count else None)
-    assert found.at_least_ms == (below if below >= 1 else None)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from([1.0, 30.0, np.inf]), min_size=1, max_size=40),
-    st.sampled_from([50.0, 95.0, 99.0, 99.9]),
-)
-def test_a_verdict_agrees_with_the_bounds(latencies, percent):
-    found = percentile(np.sort(latencies), percent)
-    (judged,) = judge(np.array(latencies), [Objective(percent=percent, limit_ms=20.0)])
-    if judged.verdict == "met":
-        assert found.at_most_ms is not None
-        assert found.at_most_ms <= 20
-    elif judged.verdict == "missed":
-        assert found.at_least_ms is None or found.at_least_ms > 20
-    else:
-        assert found.at_most_ms is None or found.at_most_ms > 20
-
-
-def test_errors_are_answers_that_came_too_late():
-    latencies = np.append(np.ones(9_700), np.full(300, np.inf))
-    objectives = [Objective.parse("p50=5"), Objective.parse("p99=60000")]
-    judged = judge(latencies, objectives)
-    assert [one.verdict for one in judged] == ["met", "missed"]
-    assert overall(judged) == "missed"
-    assert overall(judged[:1]) == "met"
-    assert overall([]) is None
 
 
 def test_reasons_are_read_from_the_answers_end():
