@@ -22,7 +22,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.trained
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import free_port, redis_server
 from feature_repo.event_journal import fold
 from feature_repo.workspace import Workspace
 
@@ -117,8 +117,8 @@ def measured(trained: Workspace, store: str, rate: float, seconds: float) -> dic
 
     workspace = Workspace(trained.root.with_name(store))
     shutil.copytree(trained.root, workspace.root)
-    with redis_server() as address:
-        online = {"type": PACKED_REDIS, "connection_string": address}
+    with redis_server() as redis_port:
+        online = {"type": PACKED_REDIS, "connection_string": f"127.0.0.1:{redis_port}"}
         write_settings(workspace.root, online if store == "redis" else packed_sqlite())
         publish(workspace)
         make_release(workspace)
@@ -247,19 +247,6 @@ class Client:
 
 
 @contextmanager
-def redis_server():
-    port = free_port()
-    settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
-    try:
-        assert any("Ready to accept connections" in line for line in process.stdout)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
 def server(workspace: Workspace):
     port = free_port()
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(workspace.root), str(port)])
@@ -278,12 +265,6 @@ def server(workspace: Workspace):
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def show(result: dict[str, object], stores: list[str]) -> None:

@@ -13,14 +13,11 @@ import argparse
 import json
 import os
 import resource
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from feature_repo import schema
 from feature_repo.parquet_form import parquet_settings
 
@@ -207,29 +205,6 @@ def child(who: str, where: str, folder: Path, port: int) -> None:
     os._exit(0)  # DuckDB's binding would print pages about what Feast still holds
 
 
-@contextmanager
-def redis_server(folder: Path):
-    """A Redis of our own: its port."""
-    program = shutil.which("redis-server")
-    if program is None:
-        sys.exit("redis-server is missing: install Debian's package redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    process = subprocess.Popen(
-        [program, *arguments, "--save", "", "--appendonly", "no"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "Ready to accept connections" in line:
-                break
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def measured(who: str, where: str, sources: Path, port: int) -> tuple[dict[str, Any], str]:
     """One process's answer, and the values that it read back."""
     with tempfile.TemporaryDirectory(prefix="materialize-") as name:
@@ -264,7 +239,7 @@ def main() -> None:
         for _ in range(rounds):
             for where in ("redis", "sqlite"):
                 # A fresh server each time: the second of two must not update the first's rows.
-                with tempfile.TemporaryDirectory() as data, redis_server(Path(data)) as port:
+                with redis_server() as port:
                     read = []
                     for who in ("stock", "ours"):
                         answer, values = measured(who, where, Path(name), port)

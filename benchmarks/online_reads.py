@@ -15,14 +15,11 @@ entities too. Stock gets a fifth of the calls. Prints a table; the last line is 
 import argparse
 import gc
 import json
-import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +40,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from feature_repo import schema
 from feature_repo.online import OnlineReader, packed_store
 
@@ -78,24 +76,6 @@ class Calls:
 
 CALLS = Calls(stock=200, others=1_000, rounds=10)
 QUICK_CALLS = Calls(stock=40, others=200, rounds=4)
-
-
-@contextmanager
-def redis_server() -> Iterator[int]:
-    """The port of a redis-server that lives as long as the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        if not any("Ready to accept connections" in line for line in server.stdout):
-            raise SystemExit("redis-server did not start")
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def tables(tracks: int, users: int) -> dict[str, pa.Table]:

@@ -22,6 +22,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from benchmarks.serving_processes import UVICORN, server
 from serving.load_client import Target
 from serving.load_report import LoadReport, Objective
@@ -40,7 +41,6 @@ def main() -> None:
     given = parser.parse_args()
     seconds = 4.0 if given.quick else 20.0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.online_reads import redis_server
     from benchmarks.serving_world import build
     from ray_jobs.progress import configure_logging
 

@@ -33,6 +33,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from feature_repo import schema
 from feature_repo.artifacts import Manifest
 from feature_repo.workspace import Workspace
@@ -103,7 +104,6 @@ def random_model(tracks: int, hidden: int, layers: int) -> MmeSid:
 
 
 def measured(model: MmeSid, tracks: int, requests: int) -> dict[str, Any]:
-    from benchmarks.online_reads import redis_server
     from benchmarks.serving_world import build
     from serving.ranker import ReleaseRanker
     from serving.recommendation import choose, retrieve

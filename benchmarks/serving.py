@@ -36,6 +36,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from benchmarks.serving_processes import (
     RAY_SERVE,
     UVICORN,
@@ -83,7 +84,6 @@ def main() -> None:
     given = parser.parse_args()
     lengths = QUICK if given.quick else FULL
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.online_reads import redis_server
     from benchmarks.serving_world import build, stock_store
     from ray_jobs.progress import configure_logging
 

@@ -76,7 +76,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     turns, seconds = (2, 3.0) if quick else (5, 20.0)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.online_reads import redis_server
+    from benchmarks.redis_server import redis_server
     from benchmarks.serving_world import build
     from ray_jobs.progress import configure_logging
 

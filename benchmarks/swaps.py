@@ -27,6 +27,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import processor, versions
+from benchmarks.redis_server import redis_server
 from benchmarks.serving_processes import UVICORN, server
 from feature_repo.workspace import Workspace
 from serving.load_client import Target
@@ -62,7 +63,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="15 seconds a phase instead of 60")
     seconds = 15.0 if parser.parse_args().quick else 60.0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.online_reads import redis_server
     from benchmarks.serving_world import build
     from ray_jobs.progress import configure_logging
 
