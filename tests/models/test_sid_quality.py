@@ -1,140 +1,20 @@
-"""Every measure of ID quality against scikit-learn, scipy, a Counter or a plain loop."""
+"""The report of ID quality: of fits, of any quantizer, of degenerate data."""
 
-import itertools
 import json
-import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
 from models.psrq import Codebook, PsrqOptions, decode, fit
 from models.sid_neighbours import (
-    _nearest,
-    co_listened_prefix_recall,
-    kendall_tau_b,
     relative_mse,
 )
 from models.sid_quality import quality
-from models.sid_usage import (
-    collisions,
-    expected_information,
-    hourglass,
-    prefix_ids,
-    shared_information,
-    usage,
-)
 from tests.models.blobs import blobs
-
-labels = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=1, max_size=60)
-
-
-@settings(max_examples=60, deadline=None)
-@given(labels)
-def test_nmi_and_ami_are_scikit_learns(pairs):
-    a, b = np.array(pairs).T
-    found = shared_information(a, b)
-    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(a, b), abs=1e-9)
-    assert found["ami"] == pytest.approx(adjusted_mutual_info_score(a, b), abs=1e-9)
-
-
-@pytest.mark.parametrize(("rows", "a", "b"), [(30_000, 16, 256), (30_000, 3, 2), (400, 300, 20)])
-def test_information_by_chance_is_scikit_learns(rows, a, b, monkeypatch):
-    """Clusters of very unequal size, where the overlaps that are left out are many."""
-    generator = np.random.default_rng(0)
-    a_N = (generator.random(rows) ** 3 * a).astype(int)
-    b_N = (generator.random(rows) ** 2 * b).astype(int)
-    table = contingency_matrix(a_N, b_N, sparse=True).astype(np.int64)
-    expected = expected_mutual_information(table, rows)
-    counts = np.unique(a_N, return_counts=True)[1], np.unique(b_N, return_counts=True)[1]
-    assert expected_information(*counts) == pytest.approx(expected, rel=1e-7)
-    monkeypatch.setattr("models.sid_usage.OVERLAPS", 1)
-    assert expected_information(*counts) == pytest.approx(expected, rel=1e-7)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.floats(-2, 2)), min_size=2, max_size=80))
-def test_tau_b_is_scipys(pairs):
-    a, b = np.array(pairs).T
-    expected = scipy.stats.kendalltau(a, b).statistic
-    found, _ = kendall_tau_b(a, b)
-    if math.isnan(expected):
-        assert found is None
-    else:
-        assert found == pytest.approx(expected, abs=1e-9)
-
-
-def test_tau_b_over_several_blocks():
-    generator = np.random.default_rng(0)
-    a = generator.normal(size=700).round(1)
-    b = (a + generator.normal(size=700)).round(1)
-    found, _ = kendall_tau_b(a, b)
-    assert found == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
-
-
-@pytest.mark.parametrize("digits", [6, 0])
-def test_the_error_of_tau_b_is_its_spread_over_samples(digits):
-    """Without and with many ties."""
-    generator = np.random.default_rng(0)
-    taus, errors = [], []
-    for _ in range(400):
-        a = generator.normal(size=120)
-        b = a + 0.7 * generator.normal(size=120)
-        tau, error = kendall_tau_b(a.round(digits), b.round(digits))
-        taus.append(tau)
-        errors.append(error)
-    assert np.mean(errors) == pytest.approx(np.std(taus), rel=0.1)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=40))
-def test_collisions_are_those_of_a_counter(rows):
-    codes = np.array(rows)
-    groups, n = Counter(rows), len(rows)
-    assert collisions(prefix_ids(codes)[-1]) == {
-        "distinct": len(groups),
-        "collision_rate": pytest.approx(1 - len(groups) / n),
-        "items_sharing": pytest.approx(sum(c for c in groups.values() if c > 1) / n),
-        "largest_group": max(groups.values()),
-    }
-
-
-def test_prefix_ids_are_equal_where_prefixes_are():
-    codes = np.random.default_rng(0).integers(0, 3, (40, 3))
-    for depth, ids in enumerate(prefix_ids(codes), start=1):
-        for i, j in itertools.combinations(range(40), 2):
-            assert (ids[i] == ids[j]) == (tuple(codes[i, :depth]) == tuple(codes[j, :depth]))
-
-
-def test_usage_on_known_counts():
-    even = usage(np.full(8, 5))
-    assert even["perplexity"] == pytest.approx(8)
-    assert even["gini"] == pytest.approx(0)
-    assert even["spread"] == 0
-    one = usage(np.array([0, 0, 12, 0]))
-    assert (one["used"], one["utilisation"]) == (1, 0.25)
-    assert one["perplexity"] == pytest.approx(1)
-    assert one["gini"] == pytest.approx(1 - 1 / 4)
-    counts = np.random.default_rng(0).integers(0, 50, 31)
-    difference = np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
-    found = usage(counts)
-    assert found["gini"] == pytest.approx(difference)
-    assert found["entropy"] == pytest.approx(scipy.stats.entropy(counts))
-
-
-def test_hourglass_sees_a_narrow_middle():
-    wide, narrow = usage(np.full(8, 5)), usage(np.array([40, 0, 0, 0, 0, 0, 0, 0]))
-    found = hourglass([wide, narrow, wide])
-    assert found["entropy"] == pytest.approx(-1)
-    assert found["gini"] == pytest.approx(7 / 8)
-    assert found["spread"] > 0
-    assert hourglass([wide, narrow]) is None
 
 
 @pytest.fixture(scope="module")
@@ -210,16 +90,6 @@ def test_neighbour_recall_of_a_sample_is_near_that_of_all(fitted):
     assert (few["queries"], few["searched"]) == (50, 50)
 
 
-def test_the_nearest_are_found_over_blocks_and_segments(monkeypatch):
-    """Against a full sort, with the last block cut short."""
-    monkeypatch.setattr("models.sid_neighbours.SEGMENT", 8)
-    monkeypatch.setattr("models.sid_neighbours.CHUNK_ELEMENTS", 256 * 64)
-    x, queries = blobs(64 * 3 + 13, 5, 9), blobs(300, 5, 9, seed=1)
-    found = _nearest(queries, lambda part: x[part], len(x), 6)
-    distance = ((queries.double()[:, None] - x.double()[None]) ** 2).sum(2)
-    np.testing.assert_array_equal(found, distance.argsort(1)[:, :6].numpy())
-
-
 def test_rows_with_copies_have_neighbours_too():
     """More equal rows than neighbours: whichever copies are nearest, they share the ID."""
     x = blobs(5, 4, 5).repeat(30, 1)
@@ -271,30 +141,6 @@ def test_a_perfect_codebook_keeps_distances_and_neighbours():
     assert report["neighbour_recall"]["recall"] == pytest.approx(1)
     assert report["levels"][0]["relative_mse"] == 0
     assert report["full"]["items_sharing"] == 0
-
-
-def test_co_listened_prefix_recall_by_a_loop():
-    generator = np.random.default_rng(0)
-    codes = generator.integers(0, 3, (50, 2))
-    pairs = generator.integers(0, 50, (300, 2))
-    found = co_listened_prefix_recall(prefix_ids(codes), pairs)
-    for depth in (1, 2):
-        shares = [
-            np.mean([(codes[i, :depth] == codes[j, :depth]).all() for a, j in pairs if a == i])
-            for i in np.unique(pairs[:, 0])
-        ]
-        assert found["recall"][depth - 1] == pytest.approx(np.mean(shares))
-        every = [
-            (codes[i, :depth] == codes[j, :depth]).all()
-            for i, j in itertools.combinations(range(50), 2)
-        ]
-        assert found["chance"][depth - 1] == pytest.approx(np.mean(every))
-        assert found["standard_error"][depth - 1] == pytest.approx(scipy.stats.sem(shares))
-    assert found["items"] == len(np.unique(pairs[:, 0]))
-    assert found["pairs"] == 300
-    for wrong in (pairs[:0], pairs[:, :1], pairs + 50, pairs - 50):
-        with pytest.raises(ValueError, match="co-listened pairs must be"):
-            co_listened_prefix_recall(prefix_ids(codes), wrong)
 
 
 @pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.ones(5, 3), torch.zeros(2, 3)])
