@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -76,12 +77,15 @@ def text(timer: Timer, peak: float, *, quick: bool) -> dict[str, Any]:
     theirs = None
     gc.collect()
     budgets = (16_384, 32_768) if cuda else (16_384,)
-    plain = lambda ids, lengths: model(model.embed(ids), lengths)  # noqa: E731
+
+    def plain(ids: Tensor, lengths: Tensor) -> Tensor:
+        return model(model.embed(ids), lengths)
+
     way("plain packed, 16384", lambda: packed_means(plain, ids_P, lengths_S, 16_384, device))
     for kind in (dtype, torch.float16) if cuda else (dtype,):
         fast, label = FastLlama(model.to(kind), compiled=cuda), str(kind).removeprefix("torch.")
         for budget in budgets:
-            work = lambda b=budget, f=fast: packed_means(f, ids_P, lengths_S, b, device)  # noqa: E731
+            work = partial(packed_means, fast, ids_P, lengths_S, budget, device)
             way(f"fast {label}, {budget}", work)
         part = int(lengths_S[:CHECKED].sum())
         means_SD = packed_means(fast, ids_P[:part], lengths_S[:CHECKED], 16_384, device)

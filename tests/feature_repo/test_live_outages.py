@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -39,8 +40,8 @@ def outage(tmp_path, request):
         workspace, store = live_store(tmp_path / "w", {**SQLITE, "timeout_s": 0.05}, LENGTH)
         other = sqlite3.connect(workspace.root / "online.db", isolation_level=None)
         request.addfinalizer(other.close)
-        begin = lambda: other.execute("BEGIN IMMEDIATE")  # noqa: E731
-        return workspace, store, begin, lambda: other.execute("COMMIT")
+        begin, end = (partial(other.execute, sql) for sql in ("BEGIN IMMEDIATE", "COMMIT"))
+        return workspace, store, begin, end
 
     return prepare
 
