@@ -59,7 +59,7 @@ def load(release):
 live, access = LiveReleases(workspace, load), Access(workspace)
 live.start()
 service = RankingService(live, metrics, PressureOptions(), RequestLog(RequestLogOptions()))
-app = create_app(service, load_events(workspace), access)
+app = create_app(service, load_events(workspace, metrics.took_events), access)
 async def serve():
     options = GrpcOptions(host="127.0.0.1", port=int(sys.argv[2]))
     config = uvicorn.Config(app, port=int(sys.argv[3]), access_log=False, log_level="warning")

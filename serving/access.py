@@ -1,6 +1,6 @@
 """Who may call what: bearer tokens with scopes and rates, checked before a body is read.
 
-    Access(workspace).guard(app, metrics.rejected)
+    Access(workspace).guard(app, service.rejected)
 
 Middleware, not a FastAPI dependency: FastAPI reads and parses the body before it asks one, so
 that strangers could have us parse half a megabyte, and asking it took 90 us where this takes 10.
@@ -105,10 +105,10 @@ class Access:
         if self._seen is not None:
             self._load()
 
-    def guard(self, app: FastAPI, rejected: Callable[[str], None]) -> None:
+    def guard(self, app: FastAPI, rejected: Callable[[str, str], None]) -> None:
         """Puts the check before every route of `app`, and tokens into its OpenAPI document.
 
-        `rejected` is told of each refusal: `rate`, else `access`.
+        `rejected` is told of each refusal: `rate`, else `access`; and what is said.
         """
         app.add_middleware(_Guard, access=self, rejected=rejected)
         described = app.openapi
@@ -199,7 +199,7 @@ class Access:
 class _Guard:
     """The check, as ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, access: Access, rejected: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, access: Access, rejected: Callable[[str, str], None]) -> None:
         self._app, self._access, self._rejected = app, access, rejected
 
     async def __call__(self, request: RequestScope, receive: Receive, send: Send) -> None:
@@ -214,7 +214,7 @@ class _Guard:
                 authorization = headers.get(b"authorization", b"").decode("latin-1")
                 self._access.check(authorization, scope, time.monotonic())
             except Refused as error:
-                self._rejected(error.counted)
+                self._rejected(error.counted, str(error))
                 answer = JSONResponse({"error": str(error)}, error.status, headers=error.header)
                 await answer(request, receive, send)
                 return

@@ -18,6 +18,7 @@ from fastapi import APIRouter, FastAPI
 from serving.access import Access
 from serving.error_answers import ERROR_ANSWERS, add_error_answers
 from serving.grpc_server import GrpcOptions, grpc_server
+from serving.listening import LoopbackNames
 from serving.metrics import metrics_router
 from serving.page.router import page_router
 from serving.ranking_routes import ranking_router
@@ -34,10 +35,14 @@ def create_app(
     *,
     at_shutdown: Sequence[Callable[[], None]] = (),
     grpc: GrpcOptions | None = None,
+    only_loopback_names: bool = False,
+    ray_names_requests: bool = False,
 ) -> FastAPI:
     """The application around a service whose releases are loaded, and the route of events.
 
     `at_shutdown` is called before the service is closed. `grpc`: where to take calls beside HTTP.
+    `only_loopback_names`: `serving.listening.LoopbackNames`. `ray_names_requests`: Ray Serve puts
+    the request's id into the answer, after us.
     """
 
     @asynccontextmanager
@@ -64,13 +69,15 @@ def create_app(
         responses=ERROR_ANSWERS,
         lifespan=while_serving,
     )
-    add_error_answers(app, service.metrics.failed)
+    add_error_answers(app, service.metrics.failed, service.rejected)
     # Each comes before those that were added earlier.
     app.add_middleware(StraightRank, service=service)
-    access.guard(app, service.metrics.rejected)
+    access.guard(app, service.rejected)
+    if only_loopback_names:
+        app.add_middleware(LoopbackNames, rejected=service.rejected)
     app.add_middleware(Shedding, pressure=service.pressure, rejected=service.metrics.rejected)
     # Last, so outermost: refusals carry the request's id too.
-    app.add_middleware(RequestLimits, rejected=service.metrics.rejected)
+    app.add_middleware(RequestLimits, rejected=service.rejected, named_outside=ray_names_requests)
     for router in (
         ranking_router(service),
         events,

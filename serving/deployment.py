@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import ReferenceType, ref
@@ -21,7 +21,7 @@ from fastapi import APIRouter, FastAPI
 
 from feature_repo.errors import ArtifactError, InputError
 from feature_repo.workspace import Workspace
-from serving.listening import check_exposure
+from serving.listening import check_exposure, check_free
 from serving.pressure import PressureOptions
 from serving.releases import Release, live_release
 from serving.request_log import json_logs
@@ -50,10 +50,13 @@ def load_app(
     logged_share: float = 0.0,
     pressure: PressureOptions | None = None,
     grpc: "GrpcOptions | None" = None,
+    only_loopback_names: bool = False,
+    ray_names_requests: bool = False,
 ) -> FastAPI:
     """Loads the live release, warms it up and builds the application around it.
 
     From then on the application follows the workspace's releases (`serving.live_releases`).
+    The last three are `create_app`'s.
     """
     import torch
 
@@ -82,7 +85,7 @@ def load_app(
         metrics.loaded(ranker)
         return ranker
 
-    events = load_events(workspace)
+    events = load_events(workspace, metrics.took_events)
     live = LiveReleases(workspace, load)
     live.start()
     service = RankingService(
@@ -95,18 +98,29 @@ def load_app(
     metrics.follows(live.status, lambda: service.waiting)
     watch = CatalogueWatch(live.rankers)
     watch.start()
-    return create_app(service, events, Access(workspace), at_shutdown=[watch.stop], grpc=grpc)
+    return create_app(
+        service,
+        events,
+        Access(workspace),
+        at_shutdown=[watch.stop],
+        grpc=grpc,
+        only_loopback_names=only_loopback_names,
+        ray_names_requests=ray_names_requests,
+    )
 
 
-def load_events(workspace: Workspace) -> APIRouter:
-    """The route that takes live events; it refuses them where the online store cannot merge."""
+def load_events(workspace: Workspace, counted: Callable[[str, int], None]) -> APIRouter:
+    """The route that takes live events; it refuses them where the online store cannot merge.
+
+    `counted`: of `events_router`.
+    """
     from feature_repo.live_events import LiveEvents
     from feature_repo.store import open_store
     from serving.events import events_router, refusing_router
 
     try:
         # A store of its own: rankings read in another thread.
-        return events_router(LiveEvents(workspace, open_store(workspace)))
+        return events_router(LiveEvents(workspace, open_store(workspace)), counted)
     except ArtifactError:
         raise
     except InputError as error:
@@ -146,9 +160,11 @@ def running(
 
     def build() -> FastAPI:
         json_logs()
-        return load_app(workspace, logged_share=logged_share)
+        return load_app(workspace, logged_share=logged_share, ray_names_requests=True)
 
     joined = ray.is_initialized()
+    if not (joined or os.environ.get("RAY_ADDRESS")):  # a cluster's own proxies may have the port
+        check_free(host, port, "port")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     elif not joined:

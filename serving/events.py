@@ -12,6 +12,7 @@ a first row; a track that no generation knows yet is kept and has no IDs.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -136,8 +137,12 @@ def refused(reason: str) -> JSONResponse:
     return JSONResponse({"error": reason}, 503, headers={"Retry-After": str(RETRY_S)})
 
 
-def events_router(live: LiveEvents) -> APIRouter:
-    """The route around one process's LiveEvents."""
+def events_router(live: LiveEvents, counted: Callable[[str, int], None]) -> APIRouter:
+    """The route around one process's LiveEvents.
+
+    `counted` is told how many events of a request were accepted, pending, rejected, or refused
+    with all others because the journal takes nothing.
+    """
     router = APIRouter()
     together = Together(live)
 
@@ -147,10 +152,13 @@ def events_router(live: LiveEvents) -> APIRouter:
             receipts = await together.take(request.events)
         except OSError as error:
             log.error("event journal", problem=str(error))
+            counted("refused", len(request.events))
             return refused("the event journal takes nothing; send the same events again")
         counts = dict.fromkeys(("accepted", "pending", "rejected"), 0)
         for receipt in receipts:
             counts[receipt.status] += 1
+        for status, count in counts.items():
+            counted(status, count)
         # EventsResponse as a dictionary: its objects would cost a quarter of the route.
         told = [{"event_id": r.event_id, "status": r.status, "reason": r.reason} for r in receipts]
         return Response(to_json({**counts, "events": told}), media_type="application/json")

@@ -91,6 +91,7 @@ class LiveReleases:
         self._marks[CURRENT] = _mark(self._workspace.releases / CURRENT)
         release = live_release(self._workspace)
         self._loaded = _Loaded(live=self._load(release))
+        logger.info("release %s is live", release.release_id)
         self.look()
         _settle_memory()
         self._thread.start()

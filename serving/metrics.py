@@ -31,8 +31,11 @@ STAGES = ("queue", "read", "score", "answer", "total")
 """Waiting for the store and the event loop; the user's row; the model; the rest; all of it."""
 ROUTES = ("rank", "recommend")
 DEGRADATIONS = ("user_unavailable", "user_stale", "fewer_candidates", "popularity")
-REJECTIONS = ("queue_full", "deadline", "rate", "body", "access")
-"""Too many wait; it would come too late; above the token's rate; too large; no right to it."""
+REJECTIONS = ("queue_full", "deadline", "rate", "body", "access", "form")
+"""Too many wait; it would come too late; above the token's rate; too large; no right to it; not of
+the form that the route takes."""
+EVENTS = ("accepted", "pending", "rejected", "refused")
+"""Safe and online; safe, and online when the store answers; wrong in itself; not taken at all."""
 # Around what is promised: p50 of 5 ms, p99 of 20 ms (500 candidates) and of 30 ms (1000).
 LATENCY_BUCKETS_S = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0),
@@ -77,7 +80,18 @@ class ServingMetrics:
         )
         self._rejections = _each(
             REJECTIONS,
-            Counter("crescendo_rejections", "Refused requests", ["reason"], registry=registry),
+            Counter(
+                "crescendo_rejections", "Refused requests, by reason", ["reason"], registry=registry
+            ),
+        )
+        self._events = _each(
+            EVENTS,
+            Counter(
+                "crescendo_events",
+                "Live events that were sent, by what became of them",
+                ["status"],
+                registry=registry,
+            ),
         )
         self._failures = Counter(
             "crescendo_failures", "Requests that ended in an internal error", registry=registry
@@ -171,6 +185,10 @@ class ServingMetrics:
     def rejected(self, reason: str) -> None:
         """A request was refused, before or instead of being ranked. `reason`: of `REJECTIONS`."""
         self._rejections[reason].inc()
+
+    def took_events(self, status: str, count: int) -> None:
+        """So many events of a request ended so. `status`: of `EVENTS`."""
+        self._events[status].inc(count)
 
     def failed(self) -> None:
         """A request ended in an internal error."""

@@ -92,6 +92,14 @@ class RankingService:
         """Requests taken and not answered."""
         return self.pressure.waiting
 
+    def rejected(self, reason: str, said: str) -> None:
+        """A request was refused for what it is, not for load: counted, and a line in the log.
+
+        `reason`: of `serving.metrics.REJECTIONS`; `said`: to the client.
+        """
+        self.metrics.rejected(reason)
+        self._log.refused(reason, said)
+
     def close(self) -> None:
         """Ends the watching of releases and the reading of users, and sends the last traces."""
         self.live.stop()

@@ -34,6 +34,6 @@ def application(args: Args) -> serve.Application:
 
     def build() -> FastAPI:
         json_logs()
-        return load_app(workspace, logged_share=args.logged_share)
+        return load_app(workspace, logged_share=args.logged_share, ray_names_requests=True)
 
     return serve.deployment(serve.ingress(build)(), name="ranking").bind()

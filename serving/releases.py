@@ -236,13 +236,34 @@ def shadow_release_id(workspace: Workspace) -> str | None:
 def read_release(workspace: Workspace, release_id: str) -> Release:
     path = workspace.releases / f"{release_id}.json"
     if not path.exists():
-        raise ArtifactError(f"no release {release_id}: {path} is missing; run `crescendo release`")
+        raise ArtifactError(
+            f"no release {release_id}: {path} is missing; {_instead_of(workspace, release_id)}"
+        )
     try:
         return Release(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ArtifactError(
-            f"{path} is not a release ({error}); run `crescendo release` to make it again"
+            f"{path} is not a release ({error}); {_instead_of(workspace, release_id)}"
         ) from error
+
+
+def _instead_of(workspace: Workspace, release_id: str) -> str:
+    """Which command makes which release live where one cannot be read: `rollback` cannot either."""
+    others = []
+    for path in workspace.releases.glob("*.json"):
+        try:
+            other = Release(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+        if other.release_id != release_id:
+            others.append(other)
+    if not others:
+        return "run `crescendo release` to make one"
+    newest = max(others, key=lambda other: other.created_at)
+    return (
+        f"the newest of the others is {newest.release_id}: run `crescendo release --model-id "
+        f"{newest.model_id}` to make it live"
+    )
 
 
 def read_features(release: Release, of_model: Sequence[str]) -> list[str]:
@@ -258,7 +279,11 @@ def _plain(value: Any) -> Any:
 
 
 def _replaced_by(workspace: Workspace, release_id: str) -> str | None:
-    return read_release(workspace, release_id).replaces
+    """None too where the release's file cannot be read: it is being made again."""
+    try:
+        return read_release(workspace, release_id).replaces
+    except ArtifactError:
+        return None
 
 
 def _register_service(workspace: Workspace, release: Release, features: Sequence[str]) -> None:

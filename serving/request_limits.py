@@ -1,6 +1,6 @@
 """Before any route: a cap on the body, and an id for the request.
 
-    app.add_middleware(RequestLimits, rejected=metrics.rejected)    # last: it comes first
+    app.add_middleware(RequestLimits, rejected=service.rejected)    # last: it comes first
 
 A body over the cap is answered 413, from its Content-Length before a byte is read, or as soon as
 the bytes that came say so. `X-Request-Id` is taken from the client if it is short and plain, else
@@ -39,11 +39,15 @@ arrived_s: ContextVar[float | None] = ContextVar("arrived_s", default=None)
 class RequestLimits:
     """Pure ASGI: a `BaseHTTPMiddleware` would cost a task and a queue on every request.
 
-    `rejected` is told of each body that is refused: `body`.
+    `rejected` is told of each body that is refused: `body`, and what is said. `named_outside`: what
+    runs this application gives every request an id and returns it, so that ours would stand there
+    twice; one that is not sane is returned beside ours, which the log has.
     """
 
-    def __init__(self, app: ASGIApp, rejected: Callable[[str], None]) -> None:
-        self._app, self._rejected = app, rejected
+    def __init__(
+        self, app: ASGIApp, rejected: Callable[[str, str], None], named_outside: bool = False
+    ) -> None:
+        self._app, self._rejected, self._named_outside = app, rejected, named_outside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +55,8 @@ class RequestLimits:
             return
         headers = dict(scope["headers"])
         given = headers.get(HEADER, b"")
-        own = given.decode() if SANE_ID.fullmatch(given) else secrets.token_hex(16)
+        is_sane = SANE_ID.fullmatch(given) is not None
+        own = given.decode() if is_sane else secrets.token_hex(16)
         request_id.set(own)
         arrived_s.set(time.perf_counter())
         most = PATHS_WITH_LARGER_BODIES.get(scope["path"], BODY_BYTES)
@@ -62,19 +67,19 @@ class RequestLimits:
             message = await receive()
             came += len(message.get("body", b""))
             if came > most:
-                self._rejected("body")
+                self._rejected("body", _too_large(most))
                 raise HTTPException(413, _too_large(most), {"Connection": "close"})
             return message
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not (self._named_outside and is_sane):
                 message["headers"] = [*message.get("headers", ()), (HEADER, own.encode())]
             await send(message)
 
         stated = headers.get(b"content-length", b"0")
         # A server has checked that it is a number; of one that has not, the count above decides.
         if stated.isdigit() and (len(stated) > 18 or int(stated) > most):
-            self._rejected("body")
+            self._rejected("body", _too_large(most))
             refusal = JSONResponse(
                 {"error": _too_large(most)}, 413, headers={"Connection": "close"}
             )

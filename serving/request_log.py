@@ -4,9 +4,9 @@
     requests = RequestLog(RequestLogOptions(share=0.01))
     requests.answered("rank", release_id=..., candidates=500, total_s=0.004)
 
-Of answered requests a share is logged; degraded and rejected ones all are, up to a bound: a server
-that is overloaded must not spend its time on saying so. No line holds a user, a track or a token:
-`crescendo forget` does not reach logs.
+Of answered requests a share is logged; degraded and rejected ones (of load) and refused ones (of
+what they are) all are, up to a bound: a server that is overloaded must not spend its time on it.
+No line holds a user, a track or a token: `crescendo forget` does not reach logs.
 """
 
 import logging
@@ -22,6 +22,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from feature_repo.errors import InputError
 from serving.request_limits import request_id
+
+CHATTY = ("feast.infra.registry.registry", "faiss.loader")
+"""A line a minute that nothing happened; four lines of a search for faster code, as of errors."""
 
 log = structlog.get_logger("crescendo.requests")
 
@@ -64,6 +67,8 @@ def json_logs(stream: TextIO = sys.stderr) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _with_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -106,6 +111,10 @@ class RequestLog:
     def rejected(self, route: str, reason: str) -> None:
         """A request was refused because of load."""
         self._line(logging.WARNING, "rejected", route=route, reason=reason)
+
+    def refused(self, reason: str, said: str) -> None:
+        """A request was refused for what it is. `said` to the client, who will ask why."""
+        self._line(logging.WARNING, "refused", reason=reason, said=said)
 
     def _line(self, level: int, event: str, **facts: object) -> None:
         second = int(time.monotonic())

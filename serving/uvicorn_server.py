@@ -13,12 +13,18 @@ import threading
 from pathlib import Path
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from feature_repo.workspace import Workspace
 from serving.deployment import load_app, stop_on_signal
 from serving.grpc_server import GrpcOptions
-from serving.listening import check_certificate, check_exposure, is_loopback
+from serving.listening import (
+    bound,
+    check_certificate,
+    check_exposure,
+    check_free,
+    is_loopback,
+    url_of,
+)
 from serving.releases import live_release
 from serving.request_log import json_logs
 from serving.tokens import read_tokens, tokens_path
@@ -41,30 +47,30 @@ def serve_with_uvicorn(
 ) -> None:
     """Serves the live release until SIGINT or SIGTERM, also one that comes during the start.
 
-    InputError for a host that others reach while the workspace has no token, and for a certificate
-    and key that do not fit each other.
+    InputError for a host that others reach while the workspace has no token, for a certificate
+    and key that do not fit each other, and for a port that cannot be listened on.
     """
     check_exposure(workspace, host)
     check_certificate(certificate, key)
     live_release(workspace)  # without one nothing is loaded
     stop = threading.Event()
     stop_on_signal(stop)  # uvicorn hands signals on when it has ended
+    sockets = bound(host, port, "port")
+    if grpc_port is not None:
+        check_free(host, grpc_port, "grpc_port")  # gRPC binds its own
     json_logs()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     grpc = None
     if grpc_port is not None:
         grpc = GrpcOptions(host=host, port=grpc_port, certificate=certificate, key=key)
-    app = load_app(workspace, logged_share=logged_share, grpc=grpc)
-    if is_loopback(host) and not read_tokens(tokens_path(workspace)):
-        # A page of another site may have its name point here (DNS rebinding): without tokens the
-        # name is all that tells its requests apart.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    without_tokens = is_loopback(host) and not read_tokens(tokens_path(workspace))
+    app = load_app(
+        workspace, logged_share=logged_share, grpc=grpc, only_loopback_names=without_tokens
+    )
     if stop.is_set():
         return
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         loop="uvloop",
         http="httptools",
         access_log=False,
@@ -75,8 +81,8 @@ def serve_with_uvicorn(
         limit_concurrency=MOST_CONNECTIONS,
     )
     scheme = "http" if certificate is None else "https"
-    url = f"{scheme}://{host}:{port}/"
-    _Announcing(config, f"serving at {url}; stop with Ctrl-C").run()
+    line = f"serving at {url_of(scheme, host, port)}; stop with Ctrl-C"
+    _Announcing(config, line).run(sockets)
 
 
 class _Announcing(uvicorn.Server):

@@ -8,6 +8,7 @@ import {showTrack} from "./ids.js";
 import {whyTable} from "./why.js";
 
 const COUNT = 20;
+const NOBODY = "Choose a listener, or make one up.";
 const ranked = byId("ranked");
 const note = byId("ranking-note");
 const DEGRADED = {
@@ -42,7 +43,7 @@ export async function rank(about = "") {
   const mine = ++asked;
   if (!listener) {
     places = new Map();
-    note.textContent = "";
+    note.textContent = NOBODY;
     return ranked.replaceChildren();
   }
   const started = performance.now();

@@ -3,6 +3,8 @@
 import re
 import runpy
 import shlex
+import socket
+import subprocess
 import sys
 import types
 from datetime import timedelta
@@ -18,6 +20,7 @@ from ray_jobs.cli import app
 from ray_jobs.job_metrics import JobMetrics
 from ray_jobs.schedule_file import read_schedule
 from tests.deploy.served_metrics import served_metrics
+from tests.servers import require_redis
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RAY_VERSION = re.search(
@@ -248,3 +251,25 @@ def test_redis_never_evicts_and_listens_on_loopback():
     assert settings["maxmemory-policy"] == "noeviction"
     assert settings["bind"] == "127.0.0.1 -::1"
     assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "everysec")
+
+
+@pytest.mark.redis
+def test_redis_starts_with_these_settings(tmp_path):
+    """The distribution's own: it lacks what only a build of its authors has."""
+    require_redis()
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    settings = DEPLOY / "redis" / "redis.conf"
+    command = ["redis-server", settings, "--dir", tmp_path, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if "Ready to accept connections" in line:
+                break
+        else:
+            pytest.fail("".join(said))
+    finally:
+        process.kill()
+        process.communicate()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from promql_parser import AggregateExpr, BinaryExpr, Call, VectorSelector
 
-from serving.metrics import DEGRADATIONS, REJECTIONS, ROUTES, STAGES
+from serving.metrics import DEGRADATIONS, EVENTS, REJECTIONS, ROUTES, STAGES
 from tests.deploy.served_metrics import served_metrics
 from tests.deploy.test_deploy import DEPLOY
 
@@ -33,6 +33,7 @@ VALUES = {
     "reason": {*DEGRADATIONS, *REJECTIONS},
     "outcome": {"full", "degraded"},
     "slot": {"live", "canary", "shadow"},
+    "status": set(EVENTS),
     "side": {"candidates", "history"},
 }
 

@@ -20,8 +20,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(workspace: Workspace, *options: str) -> Iterator[str]:
-    """Yields the URL once it answers; ends the server with SIGTERM and wants it to end well."""
+def served(
+    workspace: Workspace, *options: str, scheme: str = "http", said: list[str] | None = None
+) -> Iterator[str]:
+    """Yields the URL once it answers; ends the server with SIGTERM and wants it to end well.
+
+    `said`: gets the lines of its log.
+    """
+    said = [] if said is None else said
     port = free_port()
     crescendo = Path(sys.executable).parent / "crescendo"
     command = [crescendo, "--workspace", workspace.root, "serve", "--uvicorn", "--port", str(port)]
@@ -32,7 +38,6 @@ def served(workspace: Workspace, *options: str) -> Iterator[str]:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    said: list[str] = []
     ready = threading.Event()
     # Read to the end: a server whose log nobody reads stops when the pipe is full.
     reader = threading.Thread(target=_read, args=(server.stderr, said, ready))
@@ -40,7 +45,7 @@ def served(workspace: Workspace, *options: str) -> Iterator[str]:
     try:
         ready.wait()
         assert server.poll() is None, f"the server ended before it served: {''.join(said)}"
-        yield f"http://127.0.0.1:{port}"
+        yield f"{scheme}://127.0.0.1:{port}"
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0, "".join(said[-20:])
     finally:

@@ -33,7 +33,9 @@ def client_of(workspace, *, administration=True, client="127.0.0.1", host="127.0
 
     for path in (*PATHS, "/healthz", "/page/app.js"):
         app.post(path)(route)
-    Access(workspace, administration=administration).guard(app, rejected.append)
+    Access(workspace, administration=administration).guard(
+        app, lambda reason, said: rejected.append(reason)
+    )
     test_client = TestClient(app, base_url=f"http://{host}", client=(client, 50_000))
     test_client.reached, test_client.rejected = reached, rejected
     return test_client

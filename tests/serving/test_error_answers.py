@@ -1,5 +1,6 @@
 """What clients read when a request fails: one form, short, and nothing of our insides."""
 
+import gzip
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from serving.error_answers import ERROR_ANSWERS, ErrorAnswer, add_error_answers
 from serving.request_limits import RequestLimits
 from serving.schemas import RankRequest, RecommendRequest
 
+JSON = {"content-type": "application/json"}
 SECRET = "/srv/workspace/models/model-0123456789ab"
 
 
@@ -33,8 +35,9 @@ def broken(error):
 @pytest.fixture
 def client():
     app = FastAPI(responses=ERROR_ANSWERS)
-    add_error_answers(app)
-    app.add_middleware(RequestLimits, rejected=lambda reason: None)
+    rejected = []
+    add_error_answers(app, rejected=lambda *told: rejected.append(told))
+    app.add_middleware(RequestLimits, rejected=lambda reason, said: None)
     for name, error in {
         "input": InputError(f"{SECRET} is not there; run `crescendo train`"),
         "artifact": ArtifactError(f"{SECRET} was changed"),
@@ -61,12 +64,14 @@ def client():
     async def event(body: LiveEvent):
         return {"played_ratio": body.played_ratio}
 
-    return TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, raise_server_exceptions=False)
+    client.rejected = rejected
+    return client
 
 
 def post(client, path, content):
     """The answer to these bytes as JSON."""
-    return client.post(path, content=content, headers={"content-type": "application/json"})
+    return client.post(path, content=content, headers=JSON)
 
 
 @pytest.mark.parametrize("name", ["input", "artifact", "unexpected", "os"])
@@ -103,7 +108,7 @@ def test_refusals_keep_their_status_reason_and_headers(client):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"{", "JSON decode error"),
+        (b"{", "body: not JSON at character 1: Expecting property name"),
         (b"", "body: Field required"),
         (b"[]", "body: Input should be a valid dictionary"),
         (b'{"value": "a"}', "body.value: Input should be a valid integer"),
@@ -114,6 +119,35 @@ def test_a_body_of_the_wrong_form_gets_a_reason(client, body, reason):
     response = post(client, "/number", body)
     assert response.status_code == 422
     assert reason in ErrorAnswer(**response.json()).error
+    assert client.rejected == [("form", response.json()["error"])]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "reason"),
+    [
+        (
+            b'{"value": 7}',
+            {},
+            "Content-Type is ''; send the header `Content-Type: application/json`",
+        ),
+        (b'{"value": 7}', {"content-type": "text/plain"}, "the Content-Type is 'text/plain'; send"),
+        (gzip.compress(b'{"value": 7}'), JSON | {"content-encoding": "gzip"}, "Encoding is 'gzip'"),
+        (b'{"value": "\xff"}', JSON, "body: it is not text in UTF-8"),
+        (b"[" * 100_000, JSON, "body: it is nested too deeply"),
+        (b'{"value": %s}' % (b"7" * 100_000), JSON, "a number of thousands of digits"),
+    ],
+)
+def test_a_body_that_is_not_read_gets_the_reason(client, body, headers, reason):
+    response = client.post("/number", content=body, headers=headers)
+    assert response.status_code in (400, 422)
+    assert reason in ErrorAnswer(**response.json()).error
+    assert client.rejected == [("form", response.json()["error"])]
+
+
+def test_what_is_not_there_is_no_wrong_form(client):
+    for path in ("/nowhere", "/number", "/unexpected", "/refused"):
+        client.get(path)
+    assert client.rejected == []
 
 
 @pytest.mark.parametrize(

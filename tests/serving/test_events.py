@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -43,10 +44,19 @@ def opened(tmp_path):
 
 
 @pytest.fixture
-def client(opened):
+def counted():
+    return Counter()
+
+
+@pytest.fixture
+def client(opened, counted):
     app = FastAPI()
+
+    def count(status, events):
+        counted[status] += events
+
     with closing(LiveEvents(*opened)) as live:
-        app.include_router(events_router(live))
+        app.include_router(events_router(live, count))
         with TestClient(app) as client:  # one event loop for all requests, as in a server
             yield client
 
@@ -55,13 +65,14 @@ def body(*events):
     return {"events": [json.loads(event.model_dump_json()) for event in events]}
 
 
-def test_events_are_answered_one_by_one(client, opened):
+def test_events_are_answered_one_by_one(client, opened, counted):
     events = [listen(1), listen(2, user_id=8, action="skip"), listen(3)]
     wrong = listen(4, event_timestamp=datetime(2199, 1, 1, tzinfo=UTC))
     response = client.post("/v1/events", json=body(*events, wrong))
     assert response.status_code == 200
     answer = response.json()
     assert (answer["accepted"], answer["pending"], answer["rejected"]) == (3, 0, 1)
+    assert +counted == {"accepted": 3, "rejected": 1}
     assert [receipt["event_id"] for receipt in answer["events"]] == [1, 2, 3, 4]
     assert answer["events"][3] == {
         "event_id": 4,
@@ -200,14 +211,16 @@ def test_a_request_of_the_wrong_form_is_refused_as_a_whole(client, opened, sent)
     assert fold(opened[0]) == 0
 
 
-def test_a_journal_that_takes_nothing_is_said(client, opened):
+def test_a_journal_that_takes_nothing_is_said(client, opened, counted):
     """A file stands where the journal's folder has to be."""
     journal_folder(opened[0]).write_text("in the way")
-    response = client.post("/v1/events", json=body(listen(1)))
+    response = client.post("/v1/events", json=body(listen(1), listen(2)))
     assert response.status_code == 503
     assert "the event journal takes nothing" in response.json()["error"]
+    assert +counted == {"refused": 2}
     journal_folder(opened[0]).unlink()
     assert client.post("/v1/events", json=body(listen(1))).json()["accepted"] == 1
+    assert +counted == {"refused": 2, "accepted": 1}
 
 
 def test_where_events_cannot_be_taken_the_route_says_so():

@@ -14,10 +14,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
-from serving.listening import check_certificate, check_exposure, is_loopback, is_loopback_name
+from serving.listening import (
+    LoopbackNames,
+    bound,
+    check_certificate,
+    check_exposure,
+    check_free,
+    is_loopback,
+    is_loopback_name,
+    url_of,
+)
 from serving.tokens import create_token, revoke_token
 
 
@@ -74,6 +84,75 @@ def test_without_tokens_a_server_listens_on_loopback_alone(tmp_path):
     revoke_token(workspace, name="web")
     with pytest.raises(InputError, match="no access token"):
         check_exposure(workspace, "0.0.0.0")
+
+
+def test_an_address_is_kept_from_the_moment_it_is_bound():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    (kept,) = bound("127.0.0.1", port, "port")
+    with kept:
+        assert kept.getsockname() == ("127.0.0.1", port)
+        with pytest.raises(ConnectionRefusedError):  # it does not listen yet
+            socket.create_connection(("127.0.0.1", port), timeout=10)
+        kept.listen()
+        with pytest.raises(
+            InputError, match=r"port \d+ cannot be listened on \(Address already in"
+        ):
+            check_free("127.0.0.1", port, "port")
+    check_free("127.0.0.1", port, "port")
+
+
+def test_a_name_is_bound_at_each_of_its_addresses_that_this_machine_has():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    sockets = bound("localhost", port, "port")
+    assert "127.0.0.1" in [listener.getsockname()[0] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("127.0.0.1", 0, "grpc_port is 0; expected 1 to 65535"),
+        ("127.0.0.1", 70_000, "grpc_port is 70000; expected 1 to 65535"),
+        ("192.0.2.1", 8000, "192.0.2.1, port 8000 cannot be listened on .* give another --host or"),
+        (
+            "no.such.invalid",
+            8000,
+            "no.such.invalid, port 8000 cannot be listened on .* --grpc-port",
+        ),
+    ],
+)
+def test_what_cannot_be_listened_on_is_named(host, port, reason):
+    with pytest.raises(InputError, match=reason):
+        bound(host, port, "grpc_port")
+
+
+def test_an_ipv6_address_has_brackets_in_its_url():
+    assert url_of("http", "::1", 80) == url_of("http", "[::1]", 80) == "http://[::1]:80/"
+    assert url_of("https", "localhost", 8000) == "https://localhost:8000/"
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "::1"])
+def test_a_request_that_names_this_machine_passes(host):
+    assert asked_by_name(host) == (200, [])
+
+
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1.nip.example:8000", ""])
+def test_a_request_that_names_another_is_refused(host):
+    status, rejected = asked_by_name(host)
+    assert (status, [reason for reason, _ in rejected]) == (400, ["access"])
+
+
+def asked_by_name(host):
+    app, rejected = FastAPI(), []
+    app.get("/healthz")(lambda: {"status": "ok"})
+    app.add_middleware(LoopbackNames, rejected=lambda *told: rejected.append(told))
+    answer = TestClient(app).get("/healthz", headers={"host": host})
+    if answer.status_code != 200:
+        assert answer.json() == {"error": rejected[0][1]}
+    return answer.status_code, rejected
 
 
 def certificate_pair(folder, name, passphrase=None):

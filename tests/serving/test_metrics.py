@@ -17,7 +17,14 @@ from models.stability import BASELINE_FILE, code_counts, score_counts
 from serving.deployment import load_app
 from serving.drift import COUNTED_EVERY, LEAST_ANSWERS
 from serving.live_releases import LiveReleases
-from serving.metrics import DEGRADATIONS, REJECTIONS, ROUTES, ServingMetrics, metrics_router
+from serving.metrics import (
+    DEGRADATIONS,
+    EVENTS,
+    REJECTIONS,
+    ROUTES,
+    ServingMetrics,
+    metrics_router,
+)
 from serving.ranker import ReleaseRanker
 from serving.releases import live_release, make_release
 from serving.schemas import Degradation
@@ -136,8 +143,18 @@ def test_rejections_and_failures_are_counted():
     counts = {
         reason: value(samples, "crescendo_rejections_total", reason=reason) for reason in REJECTIONS
     }
-    assert counts == {"rate": 2, "body": 1, "queue_full": 0, "deadline": 0, "access": 0}
+    assert counts == {reason: {"rate": 2, "body": 1}.get(reason, 0) for reason in REJECTIONS}
     assert value(samples, "crescendo_failures_total") == 1
+
+
+def test_events_are_counted_by_what_became_of_them():
+    metrics = ServingMetrics()
+    metrics.took_events("accepted", 3)
+    metrics.took_events("accepted", 0)
+    metrics.took_events("refused", 2)
+    samples = scraped(metrics)
+    counts = {status: value(samples, "crescendo_events_total", status=status) for status in EVENTS}
+    assert counts == {"accepted": 3, "pending": 0, "rejected": 0, "refused": 2}
 
 
 def test_a_reason_that_nobody_declared_is_an_error():

@@ -5,8 +5,11 @@ Real processes: redis-server, `crescendo serve --uvicorn`, and the load of `cres
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from serving.load_test import LoadOptions, run_load
 from serving.releases import make_release
 from tests.servers import RedisServer, require_redis
 from tests.serving.release_world import release_world
-from tests.serving.serving_process import served
+from tests.serving.serving_process import free_port, served
 from tests.trained import TRACKS
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -39,11 +42,16 @@ def redis(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory, redis):
+def workspace(tmp_path_factory, redis):
     online = {"type": PACKED_REDIS, "connection_string": redis.connection_string}
     world = release_world(tmp_path_factory.mktemp("outages") / "workspace", online)
     make_release(world.workspace, world.old)
-    with served(world.workspace) as url:
+    return world.workspace
+
+
+@pytest.fixture(scope="module")
+def url(workspace):
+    with served(workspace) as url:
         yield url
 
 
@@ -112,12 +120,37 @@ def test_a_store_that_hangs_fails_no_request(url, redis):
     assert load.report.degraded["user_unavailable"] > 0
 
 
-def test_what_was_degraded_is_counted(url, redis):
+def scraped(url: str, sample: str) -> float:
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as metrics:
         lines = metrics.read().decode().splitlines()
-    (counted,) = [
-        float(line.split()[1])
-        for line in lines
-        if line.startswith('crescendo_degradations_total{reason="user_unavailable"}')
-    ]
-    assert counted > 0
+    (value,) = [float(line.split()[1]) for line in lines if line.startswith(f"{sample} ")]
+    return value
+
+
+def test_what_was_degraded_is_counted(url, redis):
+    assert scraped(url, 'crescendo_degradations_total{reason="user_unavailable"}') > 0
+
+
+def test_a_store_that_lost_its_rows_knows_nobody_until_they_are_written_again(
+    url, workspace, redis
+):
+    before = until(url, away=False)
+    unknown = scraped(url, "crescendo_unknown_users_total")
+    redis.empty()
+    answer = asked(url)
+    assert answer["missing"] == {"user": True, "tracks": []}
+    assert len(answer["results"]) == 3
+    # What CrescendoUsersUnknown (deploy/prometheus) goes by.
+    assert scraped(url, "crescendo_unknown_users_total") == unknown + 1
+    crescendo = [Path(sys.executable).parent / "crescendo", "--workspace", workspace.root]
+    started = subprocess.run(
+        [*crescendo, "serve", "--uvicorn", "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert started.returncode != 0
+    assert "the online store holds no track of generation" in started.stderr
+    assert "publish --generation" in started.stderr
+    subprocess.run([*crescendo, "materialize", "--full"], check=True, capture_output=True)
+    assert until(url, away=False) == before

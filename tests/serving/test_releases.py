@@ -47,6 +47,35 @@ def test_the_newest_model_is_released_unless_another_is_named(workspace, world):
     assert make_release(workspace)["model_id"] == world.plain
 
 
+def test_a_release_that_cannot_be_read_names_the_command_that_replaces_it(world):
+    """`rollback` reads it too, to learn what it replaced: the way out is another one."""
+    workspace = world.workspace
+    before = make_release(workspace, world.old)
+    broken = make_release(workspace, world.new)
+    path = workspace.releases / f"{broken['release_id']}.json"
+    helps = f"newest of the others is {before['release_id']}.* release --model-id {world.old}`"
+    path.write_text('{"release_id": ')
+    for fails in (live_release, rollback):
+        with pytest.raises(ArtifactError, match=f"is not a release .*{helps}"):
+            fails(workspace)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=f"is missing; the {helps}"):
+        rollback(workspace)
+    make_release(workspace, world.old)
+    assert live_release(workspace).release_id == before["release_id"]
+
+
+def test_a_release_whose_file_was_cut_is_made_again(world):
+    workspace = world.workspace
+    made = make_release(workspace, world.old)
+    path = workspace.releases / f"{made['release_id']}.json"
+    path.write_text("")
+    with pytest.raises(ArtifactError, match="run `crescendo release` to make one"):
+        live_release(workspace)
+    assert make_release(workspace, world.old)["release_id"] == made["release_id"]
+    assert live_release(workspace).model_id == world.old
+
+
 def test_making_it_twice_changes_nothing(workspace):
     first = make_release(workspace)
     again = make_release(workspace)

@@ -24,7 +24,7 @@ def rejected():
 def app(rejected):
     app = FastAPI()
     add_error_answers(app)
-    app.add_middleware(RequestLimits, rejected=rejected.append)
+    app.add_middleware(RequestLimits, rejected=lambda *told: rejected.append(told))
 
     @app.post("/v1/events")
     @app.post("/v1/rank")
@@ -66,7 +66,7 @@ def test_a_body_of_the_cap_is_taken_and_one_byte_more_is_not(
             assert response.json()["bytes"] == size
     assert response.json() == {"error": f"the body is larger than {most} bytes"}
     assert response.headers["connection"] == "close"
-    assert rejected == ["body"]
+    assert rejected == [("body", f"the body is larger than {most} bytes")]
 
 
 def test_a_parsed_body_over_the_cap_is_413_as_well(client):
@@ -180,7 +180,7 @@ def test_requests_at_once_keep_their_own_ids(app):
             await asyncio.sleep(0)
             seen.append(request_id.get())
 
-        limits = RequestLimits(slow, lambda reason: None)
+        limits = RequestLimits(slow, lambda reason, said: None)
         await limits({"type": "http", "path": "/", "headers": scope_headers}, None, None)
         return own, seen
 

@@ -58,9 +58,12 @@ def test_of_full_answers_a_share_is_logged_and_of_others_all(stream):
     assert lines(stream) == []
     answered(log, degraded=["user_stale", "popularity"])
     log.rejected("recommend", "queue_full")
-    degraded, rejected = lines(stream)
+    log.refused("access", "this server wants a bearer token")
+    degraded, rejected, refused = lines(stream)
     assert (degraded["level"], degraded["reasons"]) == ("warning", ["user_stale", "popularity"])
     assert (rejected["event"], rejected["reason"]) == ("rejected", "queue_full")
+    assert (refused["event"], refused["reason"]) == ("refused", "access")
+    assert refused["said"] == "this server wants a bearer token"
 
 
 def test_the_share_is_kept(stream):

@@ -346,6 +346,27 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(visit, page_workspace):
         tokens_path(page_workspace).unlink()
 
 
+def test_before_anyone_is_chosen_the_page_says_what_to_do(visit):
+    page = visit()
+    page.get_by_text("Choose a listener, or make one up.").wait_for()
+    page.get_by_text("Choose a user.").wait_for()
+    choose_user(page, 5)
+    assert page.get_by_text("Choose a").count() == 0
+
+
+def test_what_fails_is_said_where_the_visitor_looks(visit):
+    """A phone, scrolled to the end of the ranking; the server goes away."""
+    page = visit(width=400)
+    choose_user(page, 5)
+    page.route("**/v1/events", lambda route: route.abort())
+    rows(page).last.get_by_role("button", name="Favourite").click()
+    problem = page.get_by_role("alert").filter(has_text="The server does not answer.")
+    problem.wait_for()
+    assert page.evaluate("scrollY") > 900
+    assert 0 <= problem.bounding_box()["y"] < 900
+    visit.problems.clear()  # Chromium's own word for the request that failed
+
+
 @pytest.mark.parametrize(
     ("width", "color_scheme"), [(1200, "light"), (1200, "dark"), (400, "light"), (400, "dark")]
 )
