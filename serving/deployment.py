@@ -25,6 +25,7 @@ from serving.listening import check_exposure, check_free
 from serving.pressure import PressureOptions
 from serving.releases import Release, live_release
 from serving.request_log import json_logs
+from serving.tokens import read_tokens, tokens_path
 
 if TYPE_CHECKING:
     from serving.grpc_server import GrpcOptions
@@ -160,7 +161,12 @@ def running(
 
     def build() -> FastAPI:
         json_logs()
-        return load_app(workspace, logged_share=logged_share, ray_names_requests=True)
+        return load_app(
+            workspace,
+            logged_share=logged_share,
+            only_loopback_names=not read_tokens(tokens_path(workspace)),
+            ray_names_requests=True,
+        )
 
     joined = ray.is_initialized()
     if not (joined or os.environ.get("RAY_ADDRESS")):  # a cluster's own proxies may have the port

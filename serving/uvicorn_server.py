@@ -22,7 +22,6 @@ from serving.listening import (
     check_certificate,
     check_exposure,
     check_free,
-    is_loopback,
     url_of,
 )
 from serving.releases import live_release
@@ -63,9 +62,11 @@ def serve_with_uvicorn(
     grpc = None
     if grpc_port is not None:
         grpc = GrpcOptions(host=host, port=grpc_port, certificate=certificate, key=key)
-    without_tokens = is_loopback(host) and not read_tokens(tokens_path(workspace))
     app = load_app(
-        workspace, logged_share=logged_share, grpc=grpc, only_loopback_names=without_tokens
+        workspace,
+        logged_share=logged_share,
+        grpc=grpc,
+        only_loopback_names=not read_tokens(tokens_path(workspace)),
     )
     if stop.is_set():
         return

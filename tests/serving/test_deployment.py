@@ -25,10 +25,15 @@ def free_port() -> int:
 def check_ranks(url: str, release_id: str) -> None:
     answer = httpx.post(f"{url}/v1/rank", json={"user_id": 1, "candidates": [1, 2, 3]}, timeout=30)
     assert answer.status_code == 200
+    assert len(answer.headers.get_list("x-request-id")) == 1
     assert len(answer.json()["results"]) == 3
     assert answer.json()["release_id"] == release_id
     assert httpx.post(f"{url}/v1/rank", content=b"{", timeout=30).status_code == 422
-    assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+    named = httpx.get(f"{url}/readyz", timeout=30, headers={"x-request-id": "mine-1"})
+    assert named.status_code == 200
+    assert named.headers.get_list("x-request-id") == ["mine-1"]
+    # Without tokens it answers to names of this machine alone (DNS rebinding).
+    assert httpx.get(f"{url}/readyz", headers={"host": "example.org"}).status_code == 400
 
 
 def test_serving_without_a_release_names_the_command(tmp_path):

@@ -147,7 +147,6 @@ def test_a_store_that_lost_its_rows_knows_nobody_until_they_are_written_again(
         [*crescendo, "serve", "--uvicorn", "--port", str(free_port())],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert started.returncode != 0
     assert "the online store holds no track of generation" in started.stderr

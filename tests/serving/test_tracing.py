@@ -1,10 +1,23 @@
-"""Traces: nothing without being asked for; spans with the measured times and the client's trace."""
+"""Traces: nothing without being asked for; spans with the measured times and the client's trace.
 
+What sends them (opentelemetry-exporter-otlp-proto-http) is an option: where it is installed, a real
+server sends to a real collector.
+"""
+
+import gzip
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from feature_repo.errors import InputError
+from serving.releases import make_release
 from serving.tracing import ENDPOINT, Tracing
+from tests.serving.serving_process import served
 
 MS = 1_000_000
 
@@ -71,3 +84,73 @@ def test_what_a_client_decided_not_to_trace_is_not():
 @pytest.mark.parametrize("traceparent", ["", "00-xyz", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
 def test_a_bad_header_begins_a_trace(traceparent):
     assert spans(traceparent=traceparent)["POST /v1/rank"].parent is None
+
+
+@contextmanager
+def collecting():
+    """The address of a collector that speaks OTLP over HTTP, and the spans that it gets."""
+    came = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            assert self.path == "/v1/traces"
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    came.extend(scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", came
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.slow
+def test_a_server_sends_its_spans_to_a_collector(world, monkeypatch):
+    pytest.importorskip(
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        reason="opentelemetry-exporter-otlp-proto-http is not installed",
+    )
+    made = make_release(world.workspace, world.old)
+    trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    traceparent = {"traceparent": f"00-{trace_id}-{parent_id}-01"}
+    with collecting() as (endpoint, came):
+        monkeypatch.setenv(ENDPOINT, endpoint)
+        with served(world.workspace) as url:
+            asked = {"user_id": 1, "candidates": [1, 2, 3]}
+            answer = httpx.post(f"{url}/v1/rank", json=asked, headers=traceparent, timeout=60)
+            assert answer.status_code == 200
+        # The end of the server has sent what was left.
+    spans = {span.name: span for span in came}
+    assert set(spans) == {"POST /v1/rank", "queue", "read user", "score"}
+    request = spans["POST /v1/rank"]
+    assert {span.trace_id.hex() for span in came} == {trace_id}
+    assert request.parent_span_id.hex() == parent_id
+    told = {one.key: one.value.string_value for one in request.attributes}
+    assert told["crescendo.release_id"] == made["release_id"]
+    assert told["crescendo.request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.slow
+def test_a_collector_that_is_not_there_takes_no_answer_with_it(world, monkeypatch):
+    pytest.importorskip(
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        reason="opentelemetry-exporter-otlp-proto-http is not installed",
+    )
+    make_release(world.workspace, world.old)
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
+    with served(world.workspace) as url:
+        for _ in range(20):
+            asked = {"user_id": 1, "candidates": [1, 2, 3]}
+            assert httpx.post(f"{url}/v1/rank", json=asked, timeout=60).status_code == 200
