@@ -123,7 +123,7 @@ class RankingCalls:
     async def _answer(
         self, message: bytes, metadata: dict[str, str | bytes], left_s: float | None
     ) -> RankResponse | Failure:
-        rejected = self._service.rejected
+        rejected = self._service.metrics.rejected
         try:
             authorization = str(metadata.get("authorization", ""))
             self._access.check(authorization, "rank", time.monotonic())
@@ -136,7 +136,7 @@ class RankingCalls:
             )
             return response(request.user_id, answer)
         except Refused as error:
-            rejected(error.counted, str(error))
+            rejected(error.counted)
             wait = error.header.get("Retry-After")
             return Failure(
                 status=STATUSES[error.status],
@@ -144,13 +144,15 @@ class RankingCalls:
                 retry_after_s=None if wait is None else int(wait),
             )
         except DecodeError:
-            rejected("form", reason := "the message is no RankRequest")
-            return Failure(status=grpc.StatusCode.INVALID_ARGUMENT, reason=reason)
+            return Failure(
+                status=grpc.StatusCode.INVALID_ARGUMENT, reason="the message is no RankRequest"
+            )
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
-            rejected("form", reason := f"{field}: {problem['msg']}")
-            return Failure(status=grpc.StatusCode.INVALID_ARGUMENT, reason=reason)
+            return Failure(
+                status=grpc.StatusCode.INVALID_ARGUMENT, reason=f"{field}: {problem['msg']}"
+            )
         except Overloaded as error:
             return Failure(
                 status=grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -77,7 +77,7 @@ def test_a_repeated_candidate_is_ranked_once(client):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("not json", "JSON decode error"),
+        ("not json", "body: not JSON at character 0: Expecting value"),
         (json.dumps({"user_id": 1}), "candidates: Field required"),
         (json.dumps({"user_id": "1", "candidates": [1]}), "user_id: Input should be a valid int"),
         (json.dumps({"user_id": 1, "candidates": ["a"]}), "candidates.0: Input should be a valid"),
