@@ -36,22 +36,30 @@ class Shedding:
     """ASGI middleware; `rejected` is told of each refusal: `deadline`. For one event loop."""
 
     def __init__(self, app: ASGIApp, pressure: Pressure, rejected: Callable[[str], None]) -> None:
-        self._app, self._pressure, self._rejected = app, pressure, rejected
-        self._unsaid, self._said_s = 0, -LOG_EVERY_S
+        self._app, self._pressure = app, pressure
+        self._refusals = UnreadRefusals(rejected)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in RANKED_PATHS:
             await self._app(scope, receive, send)
         elif self._pressure.is_hopeless():
-            self._rejected("deadline")
-            self._say()
+            self._refusals.one()
             await send(dict(START))  # what is outside of this adds its headers
             await send({"type": "http.response.body", "body": BODY})
         else:
             with self._pressure.arriving():
                 await self._app(scope, receive, send)
 
-    def _say(self) -> None:
+
+class UnreadRefusals:
+    """Counts them, and says in the log how many they are."""
+
+    def __init__(self, rejected: Callable[[str], None]) -> None:
+        self._rejected = rejected
+        self._unsaid, self._said_s = 0, -LOG_EVERY_S
+
+    def one(self) -> None:
+        self._rejected("deadline")
         self._unsaid += 1
         now = time.monotonic()
         if now - self._said_s >= LOG_EVERY_S:

@@ -28,6 +28,8 @@ IVF_VALUES = 1 << 20
 """IVF looks into the cells that hold about so many: the same time again, at any size."""
 IVF_SHARE = 1 / 16
 """Of the cells; so many are looked into at least, where vectors are long."""
+IVF_MOST_VALUES = 1 << 23
+"""But no more of them than hold about so many: a search of 3 ms, at any size."""
 IVF_FITTED_PER_CELL = 40
 IVF_TRACKS = 1 << 20
 """Above, HNSW: its search hardly grows with the tracks. At a million of 64 dims IVF is built in
@@ -156,8 +158,7 @@ def make_index(faiss: ModuleType, x_VD: np.ndarray, kind: str) -> Any:
         coarse = faiss.IndexFlatIP(dims)
         index = faiss.IndexIVFFlat(coarse, dims, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.max_points_per_centroid = IVF_FITTED_PER_CELL
-        share = max(IVF_SHARE, IVF_VALUES / x_VD.size)
-        index.nprobe = min(cells, math.ceil(cells * share))
+        index.nprobe = searched_cells(cells, x_VD.size)
         index.train(x_VD)
     index.add(x_VD)
     return index
@@ -166,6 +167,12 @@ def make_index(faiss: ModuleType, x_VD: np.ndarray, kind: str) -> Any:
 def ivf_cells(count: int) -> int:
     """2 to 4 sqrt(count), a power of two: cells of some dozens of tracks, some hundreds at most."""
     return 2 << (int(np.sqrt(max(1, count))) - 1).bit_length()
+
+
+def searched_cells(cells: int, values: int) -> int:
+    """How many of an IVF index's cells a search looks into, which holds so many values in all."""
+    share = max(min(IVF_SHARE, IVF_MOST_VALUES / values), IVF_VALUES / values)
+    return min(cells, math.ceil(cells * share))
 
 
 def import_faiss() -> ModuleType:

@@ -13,6 +13,7 @@ import pytest
 from feature_repo.errors import InputError
 from serving import ranking_pb2
 from serving.access import Access
+from serving.grpc_calls import Unreadable, checked, timeout_ms
 from serving.grpc_server import GrpcOptions, grpc_server
 from serving.live_releases import LiveReleases
 from serving.metrics import ServingMetrics
@@ -22,6 +23,8 @@ from serving.ranking_pb2 import RankRequest, RankResponse
 from serving.ranking_service import RankingService
 from serving.releases import make_release
 from serving.request_log import RequestLog, RequestLogOptions
+from serving.schemas import MAX_CANDIDATES
+from serving.schemas import RankRequest as Checked
 from serving.tokens import create_token, tokens_path
 from tests.trained import TRACKS
 
@@ -167,6 +170,77 @@ def test_overload_is_refused_with_when_to_come_back(workspace):
         assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert call.details().startswith("overloaded: ")
         assert ("retry-after", "1") in list(call.trailing_metadata())
+
+
+def test_a_hopeless_call_is_refused_unread_and_counted(workspace):
+    with served(workspace) as (port, service), client(port) as rank:
+        asked = RankRequest(user_id=1, candidates=[1])
+        rank(asked, timeout=60)
+        service.pressure._request_s = 60.0  # so one that is here fills the deadline
+        with service.pressure.arriving():
+            error = failure(rank, asked)
+        service.pressure._request_s = 1e-3
+        assert list(rank(asked, timeout=60).track_ids) == [1]
+        counted = service.metrics.registry.get_sample_value(
+            "crescendo_rejections_total", {"reason": "deadline"}
+        )
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("retry-after", "1") in list(error.trailing_metadata())
+    assert counted == 1
+
+
+def test_calls_at_once_keep_their_own_ids_and_answers(workspace):
+    with served(workspace) as (port, service), client(port) as rank:
+        live, service.live = service.live, None
+        named = [
+            rank.future(
+                RankRequest(user_id=1, candidates=[1]),
+                timeout=60,
+                metadata=[("x-request-id", f"call-{number}")],
+            )
+            for number in range(20)
+        ]
+        failed = [call.exception().details() for call in named]
+        service.live = live
+        calls = [
+            rank.future(RankRequest(user_id=1, candidates=[number]), timeout=60)
+            for number in range(1, 21)
+        ]
+        assert [list(call.result().track_ids) for call in calls] == [[n] for n in range(1, 21)]
+    assert failed == [f"internal error; request call-{number}" for number in range(20)]
+
+
+def test_other_methods_and_compressed_messages_are_told_from_failures(workspace):
+    with served(workspace) as (port, _):
+        address, zipped = f"127.0.0.1:{port}", grpc.Compression.Gzip
+        with grpc.insecure_channel(address) as channel:
+            error = failure(channel.unary_unary("/crescendo.v1.Ranking/Other"), b"")
+            assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+            assert error.details() == f"the only method is {RANK}"
+        with grpc.insecure_channel(address, compression=zipped) as channel:
+            error = failure(stub(channel), RankRequest(user_id=1, candidates=[1] * 500))
+        assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert error.details() == "compressed messages are not taken; send identity"
+
+
+@pytest.mark.parametrize(
+    ("stated", "ms"),
+    [(None, None), (b"5S", 5e3), (b"250m", 250), (b"99999999u", 99999.999), (b"2M", 12e4)],
+)
+def test_deadlines_as_grpc_writes_them(stated, ms):
+    assert timeout_ms(stated) == pytest.approx(ms)
+
+
+@pytest.mark.parametrize("stated", [b"", b"5", b"5s", b"-5S", b"123456789m", b"5S "])
+def test_other_deadlines_are_refused(stated):
+    with pytest.raises(Unreadable, match="grpc-timeout"):
+        timeout_ms(stated)
+
+
+def test_a_call_is_read_as_http_reads_the_same_request():
+    for candidates in ([1], [2**63 - 1, -(2**63), 3, 3], list(range(MAX_CANDIDATES))):
+        given = {"user_id": -(2**63), "candidates": candidates}
+        assert checked(RankRequest(**given)) == Checked.model_validate(given)
 
 
 def test_an_internal_error_shows_nothing_of_itself(workspace):
