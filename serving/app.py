@@ -24,7 +24,7 @@ from serving.page.router import page_router
 from serving.ranking_routes import ranking_router
 from serving.ranking_service import RankingService
 from serving.request_limits import RequestLimits
-from serving.shedding import Shedding
+from serving.shedding import Shedding, UnreadRefusals
 from serving.straight_rank import StraightRank
 
 
@@ -75,7 +75,9 @@ def create_app(
     access.guard(app, service.rejected)
     if only_loopback_names:
         app.add_middleware(LoopbackNames, rejected=service.rejected)
-    app.add_middleware(Shedding, pressure=service.pressure, rejected=service.metrics.rejected)
+    refusals = UnreadRefusals(service.metrics.rejected)
+    app.state.pressure, app.state.refusals = service.pressure, refusals  # for uvicorn's protocol
+    app.add_middleware(Shedding, pressure=service.pressure, refusals=refusals)
     # Last, so outermost: refusals carry the request's id too.
     app.add_middleware(RequestLimits, rejected=service.rejected, named_outside=ray_names_requests)
     for router in (

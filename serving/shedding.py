@@ -1,10 +1,11 @@
 """Refuses rankings that cannot be in time before anything is spent on them.
 
-    app.add_middleware(Shedding, pressure=service.pressure, rejected=metrics.rejected)
+    app.add_middleware(Shedding, pressure=pressure, refusals=UnreadRefusals(metrics.rejected))
 
 Under overload more requests are refused than answered. One that was read, parsed and checked first
-costs half a millisecond; here it is bytes made once, 4 us beside what the HTTP server takes. The
-log gets one line a second with their number.
+costs half a millisecond; here it is bytes made once, 4 us beside what the HTTP server takes (under
+uvicorn `serving.shedding_protocol` saves most of that too). The log gets one line a second with
+their number.
 """
 
 import time
@@ -18,26 +19,22 @@ from serving.pressure import RETRY_AFTER_S, Pressure
 
 RANKED_PATHS = frozenset({"/v1/rank", "/v1/recommend"})
 BODY = to_json({"error": "overloaded: the requests ahead of it fill its deadline; try again"})
-START = {
-    "type": "http.response.start",
-    "status": 503,
-    "headers": (
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(BODY)),
-        (b"retry-after", b"%d" % RETRY_AFTER_S),
-    ),
-}
+HEADERS = (
+    (b"content-type", b"application/json"),
+    (b"content-length", b"%d" % len(BODY)),
+    (b"retry-after", b"%d" % RETRY_AFTER_S),
+)
+START = {"type": "http.response.start", "status": 503, "headers": HEADERS}
 LOG_EVERY_S = 1.0
 
 log = structlog.get_logger("crescendo.requests")
 
 
 class Shedding:
-    """ASGI middleware; `rejected` is told of each refusal: `deadline`. For one event loop."""
+    """ASGI middleware. For one event loop."""
 
-    def __init__(self, app: ASGIApp, pressure: Pressure, rejected: Callable[[str], None]) -> None:
-        self._app, self._pressure = app, pressure
-        self._refusals = UnreadRefusals(rejected)
+    def __init__(self, app: ASGIApp, pressure: Pressure, refusals: "UnreadRefusals") -> None:
+        self._app, self._pressure, self._refusals = app, pressure, refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in RANKED_PATHS:
@@ -52,7 +49,7 @@ class Shedding:
 
 
 class UnreadRefusals:
-    """Counts them, and says in the log how many they are."""
+    """Counts them, and says in the log how many; `rejected` is told of each: `deadline`."""
 
     def __init__(self, rejected: Callable[[str], None]) -> None:
         self._rejected = rejected

@@ -26,6 +26,7 @@ from serving.listening import (
 )
 from serving.releases import live_release
 from serving.request_log import json_logs
+from serving.shedding_protocol import shedding_protocol
 from serving.tokens import read_tokens, tokens_path
 
 GRACE_S = 10
@@ -68,12 +69,13 @@ def serve_with_uvicorn(
         grpc=grpc,
         only_loopback_names=not read_tokens(tokens_path(workspace)),
     )
+    http = shedding_protocol(app.state.pressure, app.state.refusals)
     if stop.is_set():
         return
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=http,
         access_log=False,
         log_config=None,
         ssl_certfile=certificate,

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from serving.metrics import ServingMetrics
 from serving.pressure import Pressure, PressureOptions
 from serving.request_limits import RequestLimits
-from serving.shedding import START, Shedding
+from serving.shedding import START, Shedding, UnreadRefusals
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def called(pressure, path):
     async def send(message):
         sent.append(message)
 
-    middleware = Shedding(app, pressure, rejected.append)
+    middleware = Shedding(app, pressure, UnreadRefusals(rejected.append))
     asyncio.run(middleware({"type": "http", "path": path}, receive, send))
     return sent[0], rejected, reached
 
@@ -63,7 +63,7 @@ def test_refusals_carry_the_request_s_id_and_are_counted_in_one_line_a_second():
     pressure = Pressure(PressureOptions(deadline_ms=1e-6))
     metrics = ServingMetrics()
     app = FastAPI()
-    app.add_middleware(Shedding, pressure=pressure, rejected=metrics.rejected)
+    app.add_middleware(Shedding, pressure=pressure, refusals=UnreadRefusals(metrics.rejected))
     app.add_middleware(RequestLimits, rejected=metrics.rejected)
     client = TestClient(app)
     with pressure.arriving(), structlog.testing.capture_logs() as logged:

@@ -8,7 +8,7 @@ import torch
 
 from feature_repo.errors import InputError
 from serving.retrieval import vector_index
-from serving.retrieval.vector_index import VectorIndex, index_kind, ivf_cells
+from serving.retrieval.vector_index import VectorIndex, index_kind, ivf_cells, searched_cells
 
 DIMS = 24
 
@@ -111,9 +111,21 @@ def test_the_kind_goes_by_size():
     flat = vector_index.FLAT_VALUES // 128
     assert index_kind(flat, 128, gpu=False) == "flat"
     assert index_kind(flat + 1, 128, gpu=False) == "ivf"
+    assert index_kind(4_000_000, 64, gpu=False) == "ivf"
     assert index_kind(vector_index.IVF_TRACKS + 1, 128, gpu=False) == "hnsw"
     assert index_kind(flat + 1, 128, gpu=True) == "flat"
     assert index_kind(100_000_000, 128, gpu=True) == "ivf"  # Faiss has no HNSW on a GPU
+
+
+def test_a_search_of_ivf_reads_a_bounded_number_of_values():
+    for tracks in (1 << 18, 1 << 20, 1 << 22, 1 << 24):
+        cells = ivf_cells(tracks)
+        share = searched_cells(cells, tracks * 64) / cells
+        assert share <= vector_index.IVF_SHARE
+        read = share * tracks * 64
+        assert read <= vector_index.IVF_MOST_VALUES
+        assert read >= min(tracks * 4, vector_index.IVF_MOST_VALUES)
+    assert searched_cells(256, 100) == 256
 
 
 def test_cells_are_a_power_of_two_of_some_dozens_of_tracks():
