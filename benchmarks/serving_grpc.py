@@ -2,9 +2,10 @@
 
     python benchmarks/serving_grpc.py [--quick]
 
-Closed loops of one and of eight clients with 500 candidates. CPU is the server's for a request, all
-of its threads; it does not depend on what either client costs, of which gRPC's, a library, costs
-more. Prints a table; the last line is one JSON object.
+Closed loops of one and of eight clients with 500, 1,000 and 2,000 candidates. CPU is the server's
+for a request, all of its threads; it does not depend on what the client costs. Rates do, as they
+share the cores: `http` is our own lean client (`serving.load_client`), `httpx` and `grpc` are
+ordinary ones, which read the answer. Prints a table; the last line is one JSON object.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import psutil
 from rich.console import Console
@@ -34,6 +37,9 @@ from serving.load_test import run_closed
 from serving.ranking_pb2 import RankRequest, RankResponse
 
 CLIENTS = (1, 8)
+CANDIDATES = (500, 1000, 2000)
+PATIENT_MS = 60_000
+"""Longer than any answer takes: what is compared is whole answers."""
 BOTH = """
 import asyncio, sys
 from contextlib import asynccontextmanager
@@ -51,6 +57,7 @@ from serving.ranker import ReleaseRanker
 from serving.ranking_service import RankingService
 from serving.request_log import RequestLog, RequestLogOptions
 torch.set_num_threads(1)
+PATIENT = PressureOptions(deadline_ms=float(sys.argv[4]), read_budget_ms=float(sys.argv[4]) / 2)
 workspace, metrics = Workspace(Path(sys.argv[1])), ServingMetrics()
 def load(release):
     ranker = ReleaseRanker(workspace, release)
@@ -58,7 +65,7 @@ def load(release):
     return ranker
 live, access = LiveReleases(workspace, load), Access(workspace)
 live.start()
-service = RankingService(live, metrics, PressureOptions(), RequestLog(RequestLogOptions()))
+service = RankingService(live, metrics, PATIENT, RequestLog(RequestLogOptions()))
 app = create_app(service, load_events(workspace, metrics.took_events), access)
 async def serve():
     options = GrpcOptions(host="127.0.0.1", port=int(sys.argv[2]))
@@ -74,15 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="shorter runs")
     quick = parser.parse_args().quick
-    turns, seconds = (2, 3.0) if quick else (5, 20.0)
+    turns, seconds = (3, 1.0) if quick else (5, 10.0)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from benchmarks.redis_server import redis_server
     from benchmarks.serving_world import build
     from ray_jobs.progress import configure_logging
 
     configure_logging()
-    bodies = requests(500)
-    messages = [RankRequest(**json.loads(body)).SerializeToString() for body in bodies]
     found: dict[str, list[dict[str, float]]] = {}
     with redis_server() as redis_port, tempfile.TemporaryDirectory(prefix="serving-") as name:
         workspace = build(
@@ -91,75 +96,127 @@ def main() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             grpc_port = free.getsockname()[1]
-        with server(["-c", BOTH, workspace.root, grpc_port], []) as (url, process):
-            for clients in CLIENTS:
-                for _ in range(turns):
-                    begun_s = cpu_s(process)
-                    http = run_closed(
-                        Target(url=url), bodies, clients=clients, seconds=seconds, warm_up_s=0
-                    )
-                    if http.p50_ms is None:
-                        raise SystemExit(f"no full answer to {clients} clients: {http}")
-                    own = {"per_s": http.answers_per_s, "p50_ms": http.p50_ms}
-                    own["cpu_ms"] = 1e3 * (cpu_s(process) - begun_s) / http.requests
-                    found.setdefault(f"http_{clients}", []).append(own)
-                    over_grpc = asyncio.run(
-                        grpc_loop(grpc_port, messages, clients, seconds, process)
-                    )
-                    found.setdefault(f"grpc_{clients}", []).append(over_grpc)
+        before: list[object] = ["-c", BOTH, workspace.root, grpc_port]
+        with server(before, [str(PATIENT_MS)]) as (url, process):
+            for candidates in CANDIDATES:
+                bodies = requests(candidates)
+                for clients in CLIENTS:
+                    for _ in range(turns):
+                        for name, row in (
+                            ("http", lean_loop(url, bodies, clients, seconds, process)),
+                            ("httpx", httpx_loop(url, bodies, clients, seconds, process)),
+                            ("grpc", grpc_loop(grpc_port, bodies, clients, seconds, process)),
+                        ):
+                            found.setdefault(f"{name}_{clients}_{candidates}", []).append(row)
     medians = {
         name: {key: round(float(np.median([row[key] for row in rows])), 3) for key in rows[0]}
         for name, rows in found.items()
     }
     answer: dict[str, Any] = {
-        f"grpc_over_http_{key}_{clients}": round(
-            medians[f"grpc_{clients}"][key] / medians[f"http_{clients}"][key], 3
+        f"grpc_over_{other}_{key}_{clients}_{candidates}": round(
+            medians[f"grpc_{clients}_{candidates}"][key]
+            / medians[f"{other}_{clients}_{candidates}"][key],
+            3,
         )
+        for candidates in CANDIDATES
         for clients in CLIENTS
+        for other in ("http", "httpx")
         for key in ("per_s", "p50_ms", "cpu_ms")
     }
-    table = Table(title="500 candidates, closed loop")
-    for heading in ("", "a second", "p50 ms", "server CPU ms"):
+    table = Table(title="Closed loop")
+    for heading in ("", "clients", "candidates", "a second", "p50 ms", "server CPU ms"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in medians.items():
-        table.add_row(name.replace("_", ", clients "), *(f"{value:,.2f}" for value in row.values()))
+        table.add_row(*name.split("_"), *(f"{value:,.2f}" for value in row.values()))
     console = Console(width=100)
     console.print(table)
-    console.print(f"{processor()}; {versions('grpcio', 'protobuf', 'fastapi', 'uvicorn')}")
+    used = versions("grpcio", "protobuf", "h2corn", "fastapi", "uvicorn", "httpx")
+    console.print(f"{processor()}; {used}")
     print(json.dumps({**answer, **medians}))
 
 
-async def grpc_loop(
-    port: int, messages: list[bytes], clients: int, seconds: float, process: psutil.Process
+def lean_loop(
+    url: str, bodies: list[bytes], clients: int, seconds: float, process: psutil.Process
 ) -> dict[str, float]:
+    begun_s = cpu_s(process)
+    http = run_closed(Target(url=url), bodies, clients=clients, seconds=seconds, warm_up_s=0)
+    if http.p50_ms is None:
+        raise SystemExit(f"no full answer to {clients} clients: {http}")
+    return {
+        "per_s": http.answers_per_s,
+        "p50_ms": http.p50_ms,
+        "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / http.requests,
+    }
+
+
+def httpx_loop(
+    url: str, bodies: list[bytes], clients: int, seconds: float, process: psutil.Process
+) -> dict[str, float]:
+    headers = {"content-type": "application/json"}
+
+    async def run() -> dict[str, float]:
+        async with httpx.AsyncClient(timeout=60) as client:
+
+            async def ask(number: int) -> bool:
+                answer = await client.post(
+                    f"{url}/v1/rank", content=bodies[number % len(bodies)], headers=headers
+                )
+                return answer.status_code == 200 and not answer.json()["degraded"]
+
+            return await closed_loop(ask, clients, seconds, process)
+
+    return asyncio.run(run())
+
+
+def grpc_loop(
+    port: int, bodies: list[bytes], clients: int, seconds: float, process: psutil.Process
+) -> dict[str, float]:
+    messages = [RankRequest(**json.loads(body)).SerializeToString() for body in bodies]
+
+    async def run() -> dict[str, float]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            rank = channel.unary_unary("/crescendo.v1.Ranking/Rank")
+
+            async def ask(number: int) -> bool:
+                try:
+                    sent = messages[number % len(messages)]
+                    answer = RankResponse.FromString(await rank(sent))
+                except grpc.RpcError:
+                    return False
+                return not answer.degraded
+
+            return await closed_loop(ask, clients, seconds, process)
+
+    return asyncio.run(run())
+
+
+async def closed_loop(
+    ask: Callable[[int], Awaitable[bool]], clients: int, seconds: float, process: psutil.Process
+) -> dict[str, float]:
+    """`ask` says whether the answer was a whole one; only those count."""
     latencies_s: list[float] = []
     others = 0
-    until = time.perf_counter() + seconds
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        rank = channel.unary_unary("/crescendo.v1.Ranking/Rank")
 
-        async def one_client(number: int) -> None:
-            nonlocal others
-            while (sent := time.perf_counter()) < until:
-                try:
-                    answer = RankResponse.FromString(await rank(messages[number % len(messages)]))
-                except grpc.RpcError:
-                    others += 1
-                    continue
-                if answer.degraded:
-                    others += 1
-                else:
-                    latencies_s.append(time.perf_counter() - sent)
-                number += clients
+    async def one_client(number: int) -> None:
+        nonlocal others
+        while (sent := time.perf_counter()) < until:
+            if await ask(number):
+                latencies_s.append(time.perf_counter() - sent)
+            else:
+                others += 1
+            number += clients
 
-        begun_s = cpu_s(process)
-        await asyncio.gather(*(one_client(number) for number in range(clients)))
-        count = len(latencies_s) + others
-        return {
-            "per_s": len(latencies_s) / seconds,
-            "p50_ms": 1e3 * float(np.median(latencies_s)),
-            "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / count,
-        }
+    await ask(0)  # connects
+    begun_s, since = cpu_s(process), time.perf_counter()
+    until = since + seconds
+    await asyncio.gather(*(one_client(number) for number in range(clients)))
+    if not latencies_s:
+        raise SystemExit(f"none of {others} answers was a whole one")
+    return {
+        "per_s": len(latencies_s) / (time.perf_counter() - since),
+        "p50_ms": 1e3 * float(np.median(latencies_s)),
+        "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / (len(latencies_s) + others),
+    }
 
 
 if __name__ == "__main__":

@@ -150,7 +150,6 @@ class RankingCalls:
         self, path: str, headers: dict[bytes, bytes], receive: Receive
     ) -> bytes | Failure:
         """The answer's frame, or why there is none."""
-        rejected = self._service.metrics.rejected
         try:
             if path != METHOD:
                 raise Unreadable(Status.UNIMPLEMENTED, f"the only method is {METHOD}")
@@ -165,7 +164,7 @@ class RankingCalls:
             )
             return frame(response(request.user_id, answer).SerializeToString())
         except Refused as error:
-            rejected(error.counted)
+            self._service.rejected(error.counted, str(error))
             wait = error.header.get("Retry-After")
             return Failure(
                 status=STATUSES[error.status],
@@ -173,15 +172,15 @@ class RankingCalls:
                 retry_after_s=None if wait is None else int(wait),
             )
         except Unreadable as error:
-            if error.status == Status.RESOURCE_EXHAUSTED:
-                rejected("body")
+            counted = "body" if error.status == Status.RESOURCE_EXHAUSTED else "form"
+            self._service.rejected(counted, str(error))
             return Failure(status=error.status, reason=str(error))
         except DecodeError:
-            return Failure(status=Status.INVALID_ARGUMENT, reason="the message is no RankRequest")
+            return self._misformed("the message is no RankRequest")
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
-            return Failure(status=Status.INVALID_ARGUMENT, reason=f"{field}: {problem['msg']}")
+            return self._misformed(f"{field}: {problem['msg']}")
         except Overloaded as error:
             return Failure(
                 status=Status.RESOURCE_EXHAUSTED,
@@ -200,6 +199,10 @@ class RankingCalls:
             return Failure(
                 status=Status.INTERNAL, reason=f"internal error; request {request_id.get()}"
             )
+
+    def _misformed(self, reason: str) -> Failure:
+        self._service.rejected("form", reason)
+        return Failure(status=Status.INVALID_ARGUMENT, reason=reason)
 
 
 async def one_message(receive: Receive) -> bytes:
