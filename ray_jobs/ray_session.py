@@ -34,6 +34,7 @@ def ray_session(store_bytes: int = 0) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # see train_services.py
         ray.init(
             address="local",  # without it Ray joins what a `ray start` of this machine left running
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),

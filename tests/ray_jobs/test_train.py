@@ -91,11 +91,25 @@ def test_two_workers_see_the_rows_of_one(trained):
     assert not np.array_equal(np.concatenate(alone), np.sort(np.concatenate(alone)))
 
 
-@pytest.mark.slow
-def test_two_workers_train_the_same_model(trained):
+@pytest.fixture(scope="module")
+def in_one_group(trained):
+    """Runs after each other in one group of workers: starting one costs more than they do."""
     workspace, _ = trained
-    alone = train_small(workspace, seed=7)
-    curve = _curve(workspace, alone)
+    names = ("again", "other seed", "until no better", "one epoch")
+    options = [
+        SMALL,
+        replace(SMALL, seed=7),
+        replace(SMALL, model="din", epochs=30, patience=1, learning_rate=0.05),
+        replace(SMALL, model="din", epochs=1),
+    ]
+    results = dict(zip(names, train_all(workspace, options), strict=True))
+    return {name: (result, _curve(workspace, result)) for name, result in results.items()}
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_same_model(trained, in_one_group):
+    workspace, _ = trained
+    alone, curve = in_one_group["other seed"]
     together = train_small(workspace, seed=7, workers=2)
     # How many workers there are is no part of what a model is: theirs takes the place of the other.
     assert together["model_id"] == alone["model_id"]
@@ -113,22 +127,21 @@ def _curve(workspace, result):
     return [json.loads(line) for line in lines]
 
 
-def test_a_run_that_no_longer_improves_ends_and_keeps_its_best_epoch(trained):
-    workspace, _ = trained
-    both = train_all(
-        workspace,
-        [
-            replace(SMALL, model="din", epochs=30, patience=1, learning_rate=0.05),
-            replace(SMALL, model="din", epochs=1),
-        ],
-    )
-    assert both[0]["epochs"] < 30
-    assert both[0]["best_epoch"] == both[0]["epochs"] - 2  # one epoch of patience after it
-    assert both[1]["epochs"] == 1
-    for result in both:
-        folder = workspace.models / result["model_id"]
-        curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_that_no_longer_improves_ends_and_keeps_its_best_epoch(in_one_group):
+    long, short = in_one_group["until no better"], in_one_group["one epoch"]
+    assert long[0]["epochs"] < 30
+    assert long[0]["best_epoch"] == long[0]["epochs"] - 2  # one epoch of patience after it
+    assert short[0]["epochs"] == 1
+    for result, curve in (long, short):
         assert result["validation_auc"] == max(epoch["validation_auc"] for epoch in curve)
+
+
+def test_a_fit_starts_no_service_that_is_of_no_use(trained):
+    import ray._private.state
+
+    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    assert {"TrainController", "RayTrainWorker"} <= started
+    assert not started & {"DatasetManager", "PlacementGroupCleaner", "PreemptionWatcher"}
 
 
 def test_a_run_that_diverges_stops_and_saves_the_batch(trained):
@@ -164,9 +177,9 @@ def test_sequences_of_another_log_are_refused(trained):
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_model(trained):
-    workspace, result = trained
-    again = train_small(workspace)
+def test_the_same_seed_gives_the_same_model(trained, in_one_group):
+    _, result = trained
+    again, _ = in_one_group["again"]
     assert again["model_id"] == result["model_id"]
     assert again["auc"] == pytest.approx(result["auc"], abs=1e-6)
 
