@@ -16,8 +16,9 @@ demo: .venv/.installed
 
 # Two processes, one torch thread each: more threads than cores make OpenMP wait for itself.
 # In the order of tests/conftest.py: the longest files first, which xdist would undo.
+# Bytecode is kept, whatever the machine says: hundreds of processes would compile what they import.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

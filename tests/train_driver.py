@@ -22,7 +22,7 @@ from ray_jobs.run_folder import PREFIX
 from ray_jobs.train import train
 from tests.trained import SMALL
 
-OPTIONS = replace(SMALL, batch_size=8, epochs=2, checkpoint_every_s=0.0)
+OPTIONS = replace(SMALL, batch_size=24, epochs=2, checkpoint_every_s=0.0)
 
 
 def start(workspace: Workspace, ray_address: str, *, workers: int) -> subprocess.Popen[str]:
