@@ -17,7 +17,7 @@ from tests.ray_jobs.mme_sid_world import small
 
 def options(base: Path) -> TrainMmeSidOptions:
     """Enough steps, each with a checkpoint, to be killed between."""
-    return small(base, epochs=8, batch_size=4)
+    return small(base, epochs=4, batch_size=4)
 
 
 if __name__ == "__main__":
