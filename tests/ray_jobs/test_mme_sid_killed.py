@@ -21,14 +21,14 @@ from tests.ray_jobs.mme_sid_world import published_world
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def start(workspace, base):
-    """In the Ray of the test: one of the driver's own would outlive it, with nobody to end it."""
+def start(workspace, base, environment):
     arguments = [str(workspace.root), str(base)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.ray_jobs.mme_sid_driver", *arguments],
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -45,15 +45,16 @@ def weights(workspace, model_id):
 
 def test_a_killed_driver_changes_no_bit(tmp_path, ray_local):
     workspace, base = published_world(tmp_path)
-    driver = start(workspace, base)
+    driver = start(workspace, base, os.environ)  # with a Ray of its own, which ends with it
     pattern = f"{PREFIX}*/checkpoints/epoch-*/{MANIFEST}"
     while not list(workspace.models.glob(pattern)):
         assert driver.poll() is None
         threading.Event().wait(0.02)
-    driver.send_signal(signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
     assert len(list(workspace.models.glob(f"{PREFIX}*"))) == 1
-    resumed = answer(start(workspace, base))
+    there = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    resumed = answer(start(workspace, base, there))
     manifest = read_manifest(
         workspace.models / resumed["model_id"], kind="model", made_by="train-mme-sid"
     )
