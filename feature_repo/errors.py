@@ -17,3 +17,10 @@ class StoreUnavailableError(RuntimeError):
 
     The command line ends with exit code 1: the same command may succeed later.
     """
+
+
+class RayUnavailableError(RuntimeError):
+    """Ray cannot be started or joined: says why and what it needs.
+
+    The command line ends with exit code 1: the same command may succeed later.
+    """

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feature_repo.errors import InputError, StoreUnavailableError
+from feature_repo.errors import InputError, RayUnavailableError, StoreUnavailableError
 from feature_repo.workspace import Workspace
 from ray_jobs.commands import features, ids, sequential, serving, training, trust
 from ray_jobs.commands.options import (
@@ -219,7 +219,7 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"error: {in_this_workspace(str(error))}", err=True)
         code = 2
-    except StoreUnavailableError as error:
+    except (StoreUnavailableError, RayUnavailableError) as error:
         typer.echo(f"error: {in_this_workspace(str(error))}", err=True)
         code = 1
     except SystemExit as ended:

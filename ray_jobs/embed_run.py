@@ -8,7 +8,6 @@ next one has not taken yet, so memory holds the chunks in flight and no more.
 What passes through the driver is a line of counts for each part that a worker has written.
 """
 
-import logging
 import os
 import sys
 import time
@@ -34,6 +33,7 @@ from ray_jobs.encoders.pipeline import (
     write_part,
 )
 from ray_jobs.progress import LOG_EVERY_S, log
+from ray_jobs.ray_data import ray_data
 
 CPU_ACTORS = 2
 SOUND_CHUNK, OTHER_CHUNK = 32, 512
@@ -120,15 +120,12 @@ def connected_pools(encoder: Encoder, options: EmbedOptions) -> Pools:
 
 def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
     """The stages as a Ray Dataset of `FACTS`, a row a part in `folder`; nothing runs yet."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it has set it to DEBUG
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data = ray_data()
     listed = pq.ParquetFile(todo).metadata
     chunks = listed.num_row_groups
     # From memory, not by read_parquet, whose tasks start a worker on every logical CPU and take
     # five seconds on two cores before the first row moves.
-    stages = ray.data.from_arrow([pa.table({CHUNK: [chunk]}) for chunk in range(chunks)])
+    stages = data.from_arrow([pa.table({CHUNK: [chunk]}) for chunk in range(chunks)])
     rows = 1
     if has_cpu_stage(encoder):
         stages = stages.map_batches(
@@ -157,16 +154,14 @@ def dataset(todo: Path, folder: Path, encoder: Encoder, pools: Pools) -> Any:
         fn_kwargs={"folder": folder},
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=min(WRITERS * pools.actors, chunks)),
+        compute=data.TaskPoolStrategy(size=min(WRITERS * pools.actors, chunks)),
         num_cpus=WRITERS_CPUS / WRITERS,
     )
 
 
 def _pool(size: int, *, in_flight: int, calls: int) -> Any:
     """`calls`: chunks that an actor has at work, in a thread each: `encoders/turns.py` says how."""
-    import ray.data
-
-    return ray.data.ActorPoolStrategy(
+    return ray_data().ActorPoolStrategy(
         size=size,
         max_tasks_in_flight_per_actor=in_flight,
         max_concurrent_calls_per_actor=calls,

@@ -28,7 +28,9 @@ from feature_repo import schema
 from feature_repo.artifacts import parquet_files
 from feature_repo.errors import ArtifactError
 from feature_repo.parquet_form import parquet_settings
+from feature_repo.ray_start import names_a_cluster
 from ray_jobs.progress import track
+from ray_jobs.ray_data import ray_data
 from ray_jobs.ray_session import ray_session
 
 RAY_FROM_EVENTS = 10_000_000
@@ -227,15 +229,9 @@ def run_here(function: Callable[[object], object], items: list, step: str) -> It
 
 def run_on_ray(function: Callable[[object], object], items: list, step: str) -> Iterator:
     """As Ray Data tasks: one item a task, as many at once as there are cores."""
-    import logging
-
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it has set it to DEBUG
-    ray.data.DataContext.get_current().enable_progress_bars = False
     # A local Ray declares more CPUs than the machine has (ray_session); memory goes by tasks.
-    cores = None if os.environ.get("RAY_ADDRESS") else os.cpu_count()
-    dataset = ray.data.from_items(
+    cores = None if names_a_cluster() else os.cpu_count()
+    dataset = ray_data().from_items(
         [{"item": item} for item in items], override_num_blocks=len(items)
     )
     done = dataset.map(lambda row: {"result": function(row["item"])}, concurrency=cores)

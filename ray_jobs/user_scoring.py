@@ -9,7 +9,6 @@ Shapes: U users of a batch, P listens of all of them, T of them that the model r
 items, K candidates, D width.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +24,7 @@ from feature_repo.workspace import Workspace
 from models.mme_sid import build
 from models.next_items import last_rows
 from models.top_items import top_items
+from ray_jobs.ray_data import ray_data
 from ray_jobs.user_histories import HISTORY_HASH, ROWS
 
 ACTOR_CPUS = 0.4
@@ -66,22 +66,20 @@ def scored_blocks(
 ) -> Iterator[pa.Table]:
     """Tables of CANDIDATES for all rows of `histories`, in the order of their completion."""
     import ray
-    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it has set it to DEBUG
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data = ray_data()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     for wave in _waves(histories):
         batches = range(0, wave.num_rows, batch_size)
         # From memory, not by read_parquet, whose tasks start a worker on every logical CPU and
         # take five seconds on two cores before the first row moves.
-        dataset = ray.data.from_arrow([wave.slice(at, batch_size) for at in batches])
+        dataset = data.from_arrow([wave.slice(at, batch_size) for at in batches])
         yield from dataset.map_batches(
             ScoreActor,
             fn_constructor_args=(scoring,),
             batch_format="pyarrow",
             batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=min(gpus or actors, len(batches))),
+            compute=data.ActorPoolStrategy(size=min(gpus or actors, len(batches))),
             num_cpus=ACTOR_CPUS,
             num_gpus=1 if gpus else 0,
         ).iter_batches(batch_size=None, batch_format="pyarrow")

@@ -20,6 +20,7 @@ from weakref import ReferenceType, ref
 from fastapi import APIRouter, FastAPI
 
 from feature_repo.errors import ArtifactError, InputError
+from feature_repo.ray_start import connect_to_ray, names_a_cluster
 from feature_repo.workspace import Workspace
 from serving.listening import check_exposure, check_free
 from serving.pressure import PressureOptions
@@ -148,11 +149,8 @@ def running(
     check_exposure(workspace, EVERY_INTERFACE if fast else host)
     if fast:
         os.environ.update(FAST)
-    # On a busy machine Ray's workers, niced by 15, and its proxy, given 5 s to come up, would not
-    # be ready in time: Serve kills such a proxy, and the start fails.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # On a busy machine a proxy is not up within 5 s: Serve kills it, and the start fails.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
     from ray import serve
 
@@ -168,20 +166,10 @@ def running(
             ray_names_requests=True,
         )
 
-    joined = ray.is_initialized()
-    if not (joined or os.environ.get("RAY_ADDRESS")):  # a cluster's own proxies may have the port
+    # Those of a cluster may have the port: its own proxies.
+    if not (ray.is_initialized() or names_a_cluster()):
         check_free(host, port, "port")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-    elif not joined:
-        ray.init(
-            address="local",  # without it Ray joins what a `ray start` of this machine left running
-            num_cpus=max(LOGICAL_CPUS, replicas),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+    ours = connect_to_ray(num_cpus=max(LOGICAL_CPUS, replicas))
     try:
         machines = sum(node["Alive"] for node in ray.nodes())
         if not workspace.is_local and machines > 1:
@@ -202,7 +190,7 @@ def running(
         yield f"http://{host}:{port}"
     finally:
         serve.shutdown()
-        if not joined:
+        if ours:
             ray.shutdown()
 
 

@@ -11,12 +11,12 @@ float32, float16 at 0.999996 for 2% of the speed (`benchmarks/encoders.py`). Wha
 becomes an error row. The type is part of the encoder's id.
 """
 
-import os
 import re
 
 import pyarrow as pa
 
 from feature_repo.errors import InputError
+from feature_repo.ray_start import names_a_cluster
 from feature_repo.workspace import Workspace
 from ray_jobs.embed_options import EmbedOptions
 from ray_jobs.encoders.baichuan import baichuan_encoder
@@ -71,7 +71,7 @@ def _on_gpu(options: EmbedOptions) -> bool:
         return options.gpu
     import ray
 
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+    if ray.is_initialized() or names_a_cluster():
         with ray_session():
             return ray.cluster_resources().get("GPU", 0) >= 1
     import torch
