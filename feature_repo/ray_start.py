@@ -7,10 +7,11 @@ trace of Ray's own modules otherwise, or after a quarter of an hour.
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +24,8 @@ JOIN_TRIES = "RAY_gcs_server_port_wait_time_s"
 """Ray's name for how often it tries to join, 40 s each: 20 times where nobody says."""
 LISTENER_WAIT_S = 5.0
 """A head that restarts is given so long."""
-START_TRIES, LATE = 3, "timed out during startup"
-"""Ray gives a node of this machine 30 s, which nobody can change: too few beside other work."""
+UP_WITHIN_S = 180.0
+"""Ray itself gives a node of this machine 30 s, by no setting: too few beside other work."""
 EXPECTED = "HOST:PORT, ray://HOST:PORT, or auto for the Ray of this machine"
 
 
@@ -98,28 +99,40 @@ def _start(options: dict[str, Any]) -> None:
             f"(`mount -t tmpfs tmpfs {SHARED_MEMORY}`, of a container `docker run --shm-size 2g`), "
             f"or join a Ray on another machine with {ADDRESS}=HOST:PORT"
         )
-    for left in reversed(range(START_TRIES)):
-        before = _children()
-        try:
+    try:
+        with _patience():
             ray.init(
                 address="local",  # without it Ray joins what a `ray start` has left running here
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
                 **options,
             )
-            return
-        except Exception as error:
-            for process in _children() - before:  # a node that came up late, with its workers
-                os.kill(process, signal.SIGKILL)
-            if not left or LATE not in str(error):
-                raise RayUnavailableError(_why_not(error)) from error
-            logging.getLogger(__name__).warning("Ray was not up within 30 s, starting it again")
+    except Exception as error:
+        raise RayUnavailableError(_why_not(error)) from error
 
 
-def _children() -> set[int]:
-    """Ids of this process's own, of all its threads."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {int(process) for path in lists for process in path.read_text().split()}
+@contextmanager
+def _patience() -> Iterator[None]:
+    """A node that starts now is waited for UP_WITHIN_S: it asks for itself until it is known."""
+    from ray._private import services
+
+    plain = services.get_node
+
+    def asked_again(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + UP_WITHIN_S
+        while True:
+            try:
+                return plain(*args, **kwargs)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = asked_again
+    try:
+        yield
+    finally:
+        services.get_node = plain
 
 
 def _why_not(error: Exception) -> str:
@@ -128,9 +141,9 @@ def _why_not(error: Exception) -> str:
     return (
         f"Ray did not start on this machine ({_first_line(error)}). It needs to listen on "
         f"127.0.0.1, to write under {folder}/ray ({free // 2**20:,} MiB free; {TEMPORARY} names "
-        "another folder, by a short path), and to be up within 30 s, which a busy machine misses: "
-        f"run the command again. Its logs: {folder}/ray/session_latest/logs. Or join a running "
-        f"Ray with {ADDRESS}=HOST:PORT"
+        f"another folder, by a short path), and to be up within {UP_WITHIN_S:g} s, which a very "
+        f"busy machine misses: run the command again. Its logs: {folder}/ray/session_latest/logs. "
+        f"Or join a running Ray with {ADDRESS}=HOST:PORT"
     )
 
 
