@@ -156,6 +156,15 @@ def read_manifest(folder: Path, *, kind: str, made_by: str, verify: bool = True)
     raise ArtifactError(f"{kind} {manifest.id}{problem}; {fix}")
 
 
+def is_whole(folder: Path, *, kind: str, made_by: str) -> bool:
+    """Whether `read_manifest` would give it: a job makes what is missing or damaged again."""
+    try:
+        read_manifest(folder, kind=kind, made_by=made_by)
+    except ArtifactError:
+        return False
+    return True
+
+
 def _manifest_text(folder: Path) -> str | None:
     """What the manifest says, or None where there is none."""
     path = folder / MANIFEST

@@ -12,13 +12,18 @@ Written by `crescendo quantize`, read by `crescendo assign` and whoever gives it
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from feature_repo.artifacts import Manifest, content_id, read_manifest, write_artifact
+from feature_repo.artifacts import (
+    Manifest,
+    content_id,
+    is_whole,
+    read_manifest,
+    write_artifact,
+)
 from feature_repo.errors import ArtifactError
 from feature_repo.workspace import Workspace
 from models.preprocess import Preprocess
@@ -51,7 +56,7 @@ def write_codebook(
     settings = book.settings()
     codebook_id = content_id("codebook", save(tensors), settings, modes, dict(encoder_ids))
     folder = workspace.codebooks / codebook_id
-    if folder.exists() and _is_whole(folder):
+    if is_whole(folder, kind=KIND, made_by="quantize"):
         return codebook_id  # what it says of the rows of its fit stays true of them
     manifest = Manifest(
         kind=KIND,
@@ -63,14 +68,6 @@ def write_codebook(
     with write_artifact(folder, manifest) as partial:
         save_file(tensors, partial / CODEBOOK_FILE)
     return codebook_id
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        read_manifest(folder, kind=KIND, made_by="quantize")
-    except ArtifactError:
-        return False
-    return True
 
 
 def read_codebook(

@@ -103,8 +103,9 @@ def _timed_stages(
         seconds[stage] += time.perf_counter() - started
         return result
 
-    # A catalogue of one chunk is gone through twice.
-    starts = range(0, sample.num_rows, chunk) if sample.num_rows > chunk else (0, 0)
+    # A catalogue of less than two chunks is gone through twice: two tracks would say nothing.
+    whole = sample.num_rows // chunk
+    starts = range(0, whole * chunk, chunk) if whole > 1 else (0, 0)
     rates = Rates()
     for number, start in enumerate(starts):
         rows = sample.slice(start, chunk)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.artifacts import (
-    MANIFEST,
     Manifest,
     content_id,
+    is_whole,
     newest,
     read_manifest,
     write_artifact,
@@ -71,7 +71,7 @@ def train_mme_sid(workspace: Workspace, options: TrainMmeSidOptions) -> dict[str
     made, data = trainable_set(workspace, options.length)
     model_id = content_id("model", MODEL, made.id, generation.id, base.sha256, options.what())
     folder = workspace.models / model_id
-    if not (folder / MANIFEST).exists():
+    if not is_whole(folder, kind=KIND, made_by=MADE_BY):
         with run_folder(workspace.models, model_id) as run:
             config, facts = write_tables(
                 workspace,

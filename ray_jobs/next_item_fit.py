@@ -22,7 +22,7 @@ from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
 from models.sasrec_training import Share
 from ray_jobs.ray_session import ray_session
-from ray_jobs.run_folder import FINISHED_FILE, OWNER_FILE, check_owner
+from ray_jobs.run_folder import FINISHED_FILE, OWNER_FILE, PREFIX, check_owner, say_where_it_goes_on
 from ray_jobs.worker_fit import fit_on_workers
 from ray_jobs.worker_group import WorkerGroup
 
@@ -44,6 +44,7 @@ def fit_next_items(
 
     InputError for a loss that was not finite, and as `fit_on_workers`.
     """
+    say_where_it_goes_on(run, run.name.removeprefix(PREFIX))
     owner = uuid.uuid4().hex
     (run / OWNER_FILE).write_text(owner)
     (run / DIVERGED_FILE).unlink(missing_ok=True)

@@ -76,6 +76,25 @@ def check_owner(folder: Path, owner: str) -> None:
         raise RuntimeError(f"the driver {found} has taken {folder} over from {owner}")
 
 
+def say_where_it_goes_on(folder: Path, run_id: str) -> None:
+    """Logs what a run that was cut off has done already, if there is anything."""
+    from ray_jobs.checkpoints import newest_checkpoint, read_progress
+
+    if (folder / FINISHED_FILE).exists():
+        log.info("the training had ended; what is left is the model's folder", id=run_id)
+        return
+    checkpoint = newest_checkpoint(folder, verify=False)
+    if checkpoint is not None:
+        at = read_progress(checkpoint)
+        log.info(
+            "resuming an unfinished run",
+            id=run_id,
+            epoch=at.epoch + 1,
+            batches_done=at.batch,
+            to_start_over=f"rm -r {folder}",
+        )
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that a worker may be writing; none where it is not there yet."""
     text = path.read_text() if path.exists() else ""

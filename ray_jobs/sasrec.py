@@ -35,12 +35,13 @@ from feature_repo.artifacts import (
     MANIFEST,
     Manifest,
     content_id,
+    is_whole,
     newest,
     read_manifest,
     write_artifact,
     write_json,
 )
-from feature_repo.errors import ArtifactError, InputError
+from feature_repo.errors import InputError
 from feature_repo.schema import COLLABORATIVE
 from feature_repo.workspace import Workspace
 from models.most_popular import most_popular_metrics
@@ -96,7 +97,7 @@ def sasrec(workspace: Workspace, options: SasRecRunOptions) -> dict[str, Any]:
     made, data = trainable_set(workspace, options.length)
     encoder_id = content_id(MADE_BY, made.id, options.what())
     folder = workspace.embeddings(COLLABORATIVE, encoder_id)
-    if _is_whole(folder):
+    if is_whole(folder, kind=KIND, made_by=MADE_BY):
         _make_newest(folder)
     else:
         with run_folder(workspace.models, encoder_id) as run:
@@ -185,14 +186,6 @@ def _rows(track_ids_N: np.ndarray, vectors_ND: np.ndarray, heard_N: np.ndarray) 
         INPUT_HASH: pa.array(np.zeros(len(track_ids_N), np.int64)),
     }
     return pa.table(columns, schema=row_schema(dim))
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        read_manifest(folder, kind=KIND, made_by=MADE_BY)
-    except ArtifactError:
-        return False  # not there, or damaged: then it is made again
-    return True
 
 
 def _make_newest(folder: Path) -> None:

@@ -13,14 +13,13 @@ from feature_repo.artifacts import Manifest, content_id
 from feature_repo.errors import InputError
 from feature_repo.workspace import Workspace
 from models.ranker_config import RankerConfig
-from ray_jobs.progress import log
 from ray_jobs.run_folder import (
     CURVE_FILE,
-    FINISHED_FILE,
     OWNER_FILE,
     START_WEIGHTS_FILE,
     json_lines,
     run_folder,
+    say_where_it_goes_on,
 )
 from ray_jobs.train_options import TrainOptions
 from ray_jobs.training_set import TrainingSetOptions, training_set
@@ -105,7 +104,7 @@ def prepare(workspace: Workspace, stack: ExitStack, options: TrainOptions) -> Ru
     if weights:
         settings["start_weights"] = str(of_run / START_WEIGHTS_FILE)
         save_file(weights, of_run / START_WEIGHTS_FILE)
-    _say_where_it_goes_on(of_run, model_id)
+    say_where_it_goes_on(of_run, model_id)
     return Run(options=options, data=data, model_id=model_id, folder=of_run, settings=settings)
 
 
@@ -132,22 +131,4 @@ def _check_labels(validation: Path) -> None:
         raise InputError(
             f"the {len(labels)} rows of {validation} have one label, and the best epoch is chosen "
             "by AUC, which needs both; give another --label-rule, or ingest more events"
-        )
-
-
-def _say_where_it_goes_on(folder: Path, model_id: str) -> None:
-    from ray_jobs.checkpoints import newest_checkpoint, read_progress
-
-    if (folder / FINISHED_FILE).exists():
-        log.info("the training had ended; what is left is the model's folder", model_id=model_id)
-        return
-    checkpoint = newest_checkpoint(folder, verify=False)
-    if checkpoint is not None:
-        at = read_progress(checkpoint)
-        log.info(
-            "resuming an unfinished run",
-            model_id=model_id,
-            epoch=at.epoch + 1,
-            batches_done=at.batch,
-            to_start_over=f"rm -r {folder}",
         )

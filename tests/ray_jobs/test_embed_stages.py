@@ -325,6 +325,8 @@ def test_the_benchmark_names_the_stage_that_limits_and_writes_nothing(
     assert result["tracks_per_second"] == min(rates.values())
     assert stages["prepare"]["audio_hours_per_second"] > 0
     assert result["tracks"] == 6
+    options = EmbedOptions(modality="audio", encoder="spectral", batch_size=5)
+    assert benchmark(tunes, options)["tracks"] == 5  # and not the three behind the first chunk
 
     slow = BandEncoder.encode
 

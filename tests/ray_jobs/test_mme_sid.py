@@ -308,3 +308,11 @@ def test_it_trains_on_workers_and_what_it_leaves_scores_the_same(world, ray_loca
     )
     assert manifest.options["model"] == "mme_sid"
     assert not list(workspace.models.glob(".*"))
+    # A file that was damaged: the command that readers name makes the model again.
+    weights = workspace.models / answer["model_id"] / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"adapter\.safetensors was changed.*train-mme-sid"):
+        read_mme_sid(workspace, answer["model_id"])
+    again = train_mme_sid(workspace, small(base))
+    assert again["model_id"] == answer["model_id"]
+    assert read_mme_sid(workspace, answer["model_id"]).length == LENGTH

@@ -33,9 +33,11 @@ def start(workspace, base, environment):
 
 
 def answer(driver):
+    """The last line of what the driver printed, and the lines before it."""
     printed, _ = driver.communicate()
     assert driver.returncode == 0
-    return json.loads(printed.splitlines()[-1])
+    *logged, last = printed.splitlines()
+    return json.loads(last), logged
 
 
 def weights(workspace, model_id):
@@ -54,7 +56,8 @@ def test_a_killed_driver_changes_no_bit(tmp_path, ray_local):
     driver.wait()
     assert len(list(workspace.models.glob(f"{PREFIX}*"))) == 1
     there = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    resumed = answer(start(workspace, base, there))
+    resumed, logged = answer(start(workspace, base, there))
+    assert any("resuming an unfinished run" in line for line in logged)
     manifest = read_manifest(
         workspace.models / resumed["model_id"], kind="model", made_by="train-mme-sid"
     )
