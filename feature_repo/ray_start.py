@@ -25,7 +25,9 @@ JOIN_TRIES = "RAY_gcs_server_port_wait_time_s"
 LISTENER_WAIT_S = 5.0
 """A head that restarts is given so long."""
 UP_WITHIN_S = 180.0
-"""Ray itself gives a node of this machine 30 s, by no setting: too few beside other work."""
+"""Ray's driver gives a node of this machine 30 s, by no setting, and the node, by NODE_WAIT, its
+agents as long, after which it ends itself: too few beside other work."""
+NODE_WAIT = "RAY_raylet_start_wait_time_s"
 EXPECTED = "HOST:PORT, ray://HOST:PORT, or auto for the Ray of this machine"
 
 
@@ -99,6 +101,7 @@ def _start(options: dict[str, Any]) -> None:
             f"(`mount -t tmpfs tmpfs {SHARED_MEMORY}`, of a container `docker run --shm-size 2g`), "
             f"or join a Ray on another machine with {ADDRESS}=HOST:PORT"
         )
+    os.environ.setdefault(NODE_WAIT, f"{UP_WITHIN_S:.0f}")
     try:
         with _patience():
             ray.init(

@@ -16,6 +16,9 @@ import feature_repo  # noqa: F401  # before a test imports Feast
 pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported
 pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
 
+# Two sessions that start Ray at once on a busy machine need longer than its 30 s.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+
 SHARED_MEMORY, LEAST_FREE_BYTES = Path("/dev/shm"), 4 * 2**30
 if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= LEAST_FREE_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
