@@ -30,7 +30,7 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
-from ray.train.torch import get_device
+from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
 from feature_repo.errors import InputError
@@ -42,7 +42,6 @@ from models.rows import check_rows
 from models.shards import Shards
 from ray_jobs.progress import log
 from ray_jobs.ray_session import ray_session
-from ray_jobs.train_services import LeanTorchTrainer
 
 CPUS_OF_A_WORKER = 0.5
 """Booked; a worker's threads are its share of the machine's cores, whatever it books."""
@@ -105,7 +104,7 @@ def run_in_workers(
     use_gpu = _use_gpu(workers, device)
     log.info("fit on workers", workers=workers, device="cuda" if use_gpu else "cpu")
     with scratch_folder(folder, ".fit-") as scratch:
-        trainer = LeanTorchTrainer(
+        trainer = TorchTrainer(
             loop,
             train_loop_config=config(),
             scaling_config=ScalingConfig(

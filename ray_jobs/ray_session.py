@@ -27,7 +27,8 @@ def ray_session(store_bytes: int = 0) -> Iterator[None]:
     shared memory goes; 0: a part of that memory.
     """
     if not names_a_cluster():
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # see train_services.py
+        # A process a fit, to ask which machines are about to be taken away: here none is.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ours = connect_to_ray(
         num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
         object_store_memory=_store_bytes(store_bytes),

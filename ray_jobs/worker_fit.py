@@ -37,8 +37,7 @@ def fit_on_workers(
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-
-    from ray_jobs.train_services import LeanTorchTrainer
+    from ray.train.torch import TorchTrainer
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -49,7 +48,7 @@ def fit_on_workers(
                 f"{workers} workers need a {name} each, Ray has {there}: give fewer "
                 f"--workers{', or --cpu' if name == 'GPU' else ''}"
             )
-    trainer = LeanTorchTrainer(
+    trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
