@@ -32,11 +32,10 @@ IVF_MOST_VALUES = 1 << 23
 """But no more of them than hold about so many: a search of 3 ms, at any size."""
 IVF_FITTED_PER_CELL = 40
 IVF_TRACKS = 1 << 24
-"""Above, HNSW: more tracks than a replica of 24 GiB holds of 64 dims, where a search that hardly
-grows may count for more than what it finds. Measured up to 4 million of 64 dims, IVF is the better
-one by far: there it is built in 54 s of a core and finds .989 of the nearest 500 in 3.4 ms. Of one
-million HNSW, built in 282 s, finds .70 in 1.8 ms, searched 8 times as wide .93 in 11; IVF, built in
-11 s, .985 in 2.2."""
+"""Above, HNSW, whose search hardly grows with the tracks; nothing was measured there. Up to 4
+million of 64 dims IVF is the better one by far: there it is built in 50 s of a core and finds .989
+of the nearest 500 in 3.4 ms. Of one million HNSW, built in 282 s, finds .70 in 1.8 ms, searched 8
+times as wide .93 in 11; IVF, built in 11 s, .985 in 2.2."""
 GPU_FLAT_VALUES = 1 << 30
 """On a GPU: 4 GiB, which its memory delivers in a few milliseconds."""
 HNSW_LINKS = 16
