@@ -5,6 +5,7 @@ so that `crescendo --help` answers at once. The last line on standard output is 
 progress goes to standard error. Exit code 0; 2 for wrong options or input; 1 for a failure.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -211,6 +212,18 @@ def _release_best(workspace: Workspace, study: dict[str, Any]) -> dict[str, Any]
     return make_release(workspace, best["model_ids"][0])
 
 
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a disk or a quota is full, also where a worker of Ray says so, without the number."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    while error is not None:
+        if isinstance(error, OSError) and (
+            error.errno in full or any(os.strerror(code) in str(error) for code in full)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def main() -> None:
     """Entry point of the `crescendo` command."""
     code = 0
@@ -224,8 +237,16 @@ def main() -> None:
         code = 1
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if _is_full(error):
+            typer.echo(
+                f"error: {str(error).splitlines()[-1]}; make room on the workspace's disk, or on "
+                "that of temporary files, and give the same command again: what was finished is "
+                "kept, and nothing half-written is left",
+                err=True,
+            )
+        else:
+            traceback.print_exc()
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

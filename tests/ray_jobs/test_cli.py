@@ -1,10 +1,14 @@
 """The command line as a user meets it: help, exit codes, errors that name the fix."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs.commands.options import in_this_workspace
@@ -89,3 +93,43 @@ def test_commands_in_messages_are_for_the_workspace_of_this_one(monkeypatch, giv
     assert in_this_workspace(f"`{here}`") == f"`{here}`"
     monkeypatch.setattr(sys, "argv", ["crescendo", "embed"])
     assert in_this_workspace("crescendo embed") == "crescendo embed"
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=1m none "$1" || exit 77
+"$2" --workspace "$1/ws" ingest --source table --path "$3" --mapping "$3/mapping.json"
+echo "rc $?"
+find "$1" -type f
+"""
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(tmp_path):
+    """On a real file system of 1 MiB, mounted in a namespace that ends with the command."""
+    source, disk = tmp_path / "source", tmp_path / "disk"
+    source.mkdir()
+    disk.mkdir()
+    titles = np.random.default_rng(0).bytes(30 * 40_000).hex()
+    tracks = {"id": range(40_000), "name": [titles[60 * i : 60 * (i + 1)] for i in range(40_000)]}
+    pq.write_table(pa.table(tracks), source / "tracks.parquet")
+    events = {"user": [1], "track": [1], "ts": [1_600_000_000]}
+    pq.write_table(pa.table(events), source / "events.parquet")
+    mapping = {
+        "tracks": {"path": "tracks.parquet", "columns": {"track_id": "id", "title": "name"}},
+        "events": {
+            "path": "events.parquet",
+            "columns": {"user_id": "user", "track_id": "track", "event_timestamp": "ts"},
+            "timestamp_unit": "s",
+            "default_action": "play",
+        },
+    }
+    (source / "mapping.json").write_text(json.dumps(mapping))
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    ended = subprocess.run(
+        ["unshare", "--mount", *own, "sh", "-c", SMALL_DISK, "sh", disk, BIN, source],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if ended.returncode == 77 or "unshare failed" in ended.stderr:
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    assert ended.stdout.splitlines() == ["rc 1"]
+    assert "No space left on device; make room on the workspace's disk" in ended.stderr
+    assert "Traceback" not in ended.stderr
