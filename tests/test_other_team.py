@@ -110,6 +110,7 @@ def test_it_trains_and_ranks_with_feast_and_the_store_classes_alone(workspace, l
     }
     assert {name for name in modules if name.split(".")[0] == "feature_repo"} <= {
         "feature_repo",
+        "feature_repo.durable_files",
         "feature_repo.errors",
         "feature_repo.feast_import",
         "feature_repo.parquet_form",
