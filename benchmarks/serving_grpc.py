@@ -2,17 +2,23 @@
 
     python benchmarks/serving_grpc.py [--quick]
 
-Closed loops of one and of eight clients with 500, 1,000 and 2,000 candidates. CPU is the server's
-for a request, all of its threads; it does not depend on what the client costs. Rates do, as they
-share the cores: `http` is our own lean client (`serving.load_client`), `httpx` and `grpc` are
-ordinary ones, which read the answer. Prints a table; the last line is one JSON object.
+Closed loops of one and of eight clients with 500, 1,000 and 2,000 candidates. The client shares the
+cores, so it comes in two pairs: `h2load http` and `h2load grpc` are one program, written in C,
+which sends one request again and again and does not look into the answers (Debian's
+nghttp2-client); `httpx` and `grpcio` are what a Python caller has, and read them. Eight clients are
+eight connections over HTTP and eight calls at once on one over gRPC, as each is used. CPU is the
+server's for a request, all of its threads. Prints a table; the last line is one JSON object, with
+the ratios of each pair: the median of those of its turns.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,8 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import processor, versions
 from benchmarks.serving import TRACKS, USERS, requests
 from benchmarks.serving_processes import cpu_s, server
-from serving.load_client import Target
-from serving.load_test import run_closed
+from serving.grpc_calls import METHOD, frame
 from serving.ranking_pb2 import RankRequest, RankResponse
 
 CLIENTS = (1, 8)
@@ -81,7 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="shorter runs")
     quick = parser.parse_args().quick
-    turns, seconds = (3, 1.0) if quick else (5, 10.0)
+    if shutil.which("h2load") is None:
+        raise SystemExit("h2load is not there: apt-get install nghttp2-client")
+    turns, seconds = (5, 1) if quick else (9, 4)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from benchmarks.redis_server import redis_server
     from benchmarks.serving_world import build
@@ -103,9 +110,13 @@ def main() -> None:
                 for clients in CLIENTS:
                     for _ in range(turns):
                         for name, row in (
-                            ("http", lean_loop(url, bodies, clients, seconds, process)),
+                            ("h2load http", h2load_http(url, bodies, clients, seconds, process)),
+                            (
+                                "h2load grpc",
+                                h2load_grpc(grpc_port, bodies, clients, seconds, process),
+                            ),
                             ("httpx", httpx_loop(url, bodies, clients, seconds, process)),
-                            ("grpc", grpc_loop(grpc_port, bodies, clients, seconds, process)),
+                            ("grpcio", grpc_loop(grpc_port, bodies, clients, seconds, process)),
                         ):
                             found.setdefault(f"{name}_{clients}_{candidates}", []).append(row)
     medians = {
@@ -113,40 +124,75 @@ def main() -> None:
         for name, rows in found.items()
     }
     answer: dict[str, Any] = {
-        f"grpc_over_{other}_{key}_{clients}_{candidates}": round(
-            medians[f"grpc_{clients}_{candidates}"][key]
-            / medians[f"{other}_{clients}_{candidates}"][key],
+        f"{over_grpc}_over_{over_http}_{key}_{clients}_{candidates}".replace(" ", "_"): round(
+            ratio(
+                found[f"{over_grpc}_{clients}_{candidates}"],
+                found[f"{over_http}_{clients}_{candidates}"],
+                key,
+            ),
             3,
         )
         for candidates in CANDIDATES
         for clients in CLIENTS
-        for other in ("http", "httpx")
-        for key in ("per_s", "p50_ms", "cpu_ms")
+        for over_http, over_grpc in (("h2load http", "h2load grpc"), ("httpx", "grpcio"))
+        for key in ("per_s", "cpu_ms")
     }
     table = Table(title="Closed loop")
-    for heading in ("", "clients", "candidates", "a second", "p50 ms", "server CPU ms"):
+    for heading in ("", "clients", "candidates", "a second", "server CPU ms"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in medians.items():
         table.add_row(*name.split("_"), *(f"{value:,.2f}" for value in row.values()))
     console = Console(width=100)
     console.print(table)
     used = versions("grpcio", "protobuf", "h2corn", "fastapi", "uvicorn", "httpx")
-    console.print(f"{processor()}; {used}")
+    console.print(f"{processor()}; {used}; {h2load_version()}")
     print(json.dumps({**answer, **medians}))
 
 
-def lean_loop(
-    url: str, bodies: list[bytes], clients: int, seconds: float, process: psutil.Process
+def ratio(ours: list[dict[str, float]], others: list[dict[str, float]], key: str) -> float:
+    """Each turn's are of the same seconds of the machine."""
+    return float(np.median([a[key] / b[key] for a, b in zip(ours, others, strict=True)]))
+
+
+def h2load_version() -> str:
+    return subprocess.run(["h2load", "--version"], capture_output=True, text=True).stdout.strip()
+
+
+def h2load_http(
+    url: str, bodies: list[bytes], clients: int, seconds: int, process: psutil.Process
 ) -> dict[str, float]:
-    begun_s = cpu_s(process)
-    http = run_closed(Target(url=url), bodies, clients=clients, seconds=seconds, warm_up_s=0)
-    if http.p50_ms is None:
-        raise SystemExit(f"no full answer to {clients} clients: {http}")
-    return {
-        "per_s": http.answers_per_s,
-        "p50_ms": http.p50_ms,
-        "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / http.requests,
-    }
+    how = ["--h1", "--clients", str(clients), "--header", "content-type: application/json"]
+    return h2load([*how, f"{url}/v1/rank"], bodies[0], seconds, process)
+
+
+def h2load_grpc(
+    port: int, bodies: list[bytes], clients: int, seconds: int, process: psutil.Process
+) -> dict[str, float]:
+    how = ["--max-concurrent-streams", str(clients), "--header", "te: trailers"]
+    how += ["--header", "content-type: application/grpc", f"http://127.0.0.1:{port}{METHOD}"]
+    return h2load(how, frame(message(bodies[0])), seconds, process)
+
+
+def h2load(how: list[str], body: bytes, seconds: int, process: psutil.Process) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        begun_s = cpu_s(process)
+        said = subprocess.run(
+            ["h2load", "--duration", str(seconds), "--data", file.name, *how],
+            capture_output=True,
+            text=True,
+        ).stdout
+    found = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", said)
+    if found is None or not int(found[1]):
+        raise SystemExit(f"h2load got other answers than whole ones:\n{said}")
+    answers = int(found[1])
+    return {"per_s": answers / seconds, "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / answers}
+
+
+def message(body: bytes) -> bytes:
+    """The same request as gRPC has it."""
+    return bytes(RankRequest(**json.loads(body)).SerializeToString())
 
 
 def httpx_loop(
@@ -171,11 +217,11 @@ def httpx_loop(
 def grpc_loop(
     port: int, bodies: list[bytes], clients: int, seconds: float, process: psutil.Process
 ) -> dict[str, float]:
-    messages = [RankRequest(**json.loads(body)).SerializeToString() for body in bodies]
+    messages = [message(body) for body in bodies]
 
     async def run() -> dict[str, float]:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            rank = channel.unary_unary("/crescendo.v1.Ranking/Rank")
+            rank = channel.unary_unary(METHOD)
 
             async def ask(number: int) -> bool:
                 try:
@@ -194,14 +240,13 @@ async def closed_loop(
     ask: Callable[[int], Awaitable[bool]], clients: int, seconds: float, process: psutil.Process
 ) -> dict[str, float]:
     """`ask` says whether the answer was a whole one; only those count."""
-    latencies_s: list[float] = []
-    others = 0
+    whole = others = 0
 
     async def one_client(number: int) -> None:
-        nonlocal others
-        while (sent := time.perf_counter()) < until:
+        nonlocal whole, others
+        while time.perf_counter() < until:
             if await ask(number):
-                latencies_s.append(time.perf_counter() - sent)
+                whole += 1
             else:
                 others += 1
             number += clients
@@ -210,12 +255,11 @@ async def closed_loop(
     begun_s, since = cpu_s(process), time.perf_counter()
     until = since + seconds
     await asyncio.gather(*(one_client(number) for number in range(clients)))
-    if not latencies_s:
+    if not whole:
         raise SystemExit(f"none of {others} answers was a whole one")
     return {
-        "per_s": len(latencies_s) / (time.perf_counter() - since),
-        "p50_ms": 1e3 * float(np.median(latencies_s)),
-        "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / (len(latencies_s) + others),
+        "per_s": whole / (time.perf_counter() - since),
+        "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / (whole + others),
     }
 
 
