@@ -69,7 +69,7 @@ class Trained:
 def mme_sid_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings` are plain data, made by `ray_jobs.mme_sid`."""
     take_threads()
-    train_one(settings, WorkerGroup.of_this_worker())
+    train_one(settings, WorkerGroup.of_this_worker(use_gpu=settings["use_gpu"]))
 
 
 def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:

@@ -67,9 +67,9 @@ class TrainMmeSidOptions(MmeSidTraining):
             )
         if self.compiled and self.four_bit:
             raise InputError("compiled must be left out with four_bit, got both")
-        for name in ("code_width", "hidden", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("code_width", 1), ("hidden", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.checkpoint_every_s >= 0:
             raise InputError(
                 f"checkpoint_every_s must be at least 0, got {self.checkpoint_every_s}"

@@ -21,7 +21,6 @@ from feature_repo.errors import InputError
 from feature_repo.scratch import scratch_folder
 from feature_repo.workspace import Workspace
 from models.sasrec_training import Share
-from ray_jobs.ray_session import ray_session
 from ray_jobs.run_folder import FINISHED_FILE, OWNER_FILE, PREFIX, check_owner, say_where_it_goes_on
 from ray_jobs.worker_fit import fit_on_workers
 from ray_jobs.worker_group import WorkerGroup
@@ -53,7 +52,7 @@ def fit_next_items(
         "owner": owner,
         "next_item_set": str((workspace.training_sets / set_id).absolute()),
     }
-    with scratch_folder(workspace.models, ".ray-") as ray_folder, ray_session():
+    with scratch_folder(workspace.models, ".ray-") as ray_folder:
         fit_on_workers(
             loop,
             settings | common,

@@ -74,9 +74,9 @@ class SasRecRunOptions(SasRecOptions):
             super().__post_init__()
         except ValueError as error:
             raise InputError(str(error)) from error
-        if not 1 <= self.workers <= self.batch_size:
+        if not 0 <= self.workers <= self.batch_size:
             raise InputError(
-                f"workers must be 1 to the batch_size {self.batch_size}, got {self.workers}"
+                f"workers must be 0 to the batch_size {self.batch_size}, got {self.workers}"
             )
         if not self.checkpoint_every_s >= 0:
             raise InputError(

@@ -35,7 +35,7 @@ from ray_jobs.worker_group import WorkerGroup
 def sasrec_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings` are plain data, made by `ray_jobs.sasrec`."""
     take_threads()
-    train_one(settings, WorkerGroup.of_this_worker())
+    train_one(settings, WorkerGroup.of_this_worker(use_gpu=settings["use_gpu"]))
 
 
 def train_one(settings: dict[str, Any], group: WorkerGroup) -> None:

@@ -50,7 +50,7 @@ def train_all(
     """
     if len({(one.workers, one.gpu) for one in options}) != 1:
         raise InputError("models that are trained together must agree on workers and gpu")
-    if parallel > 1 and options[0].workers > 1:
+    if parallel > 1 and options[0].workers != 1:
         raise InputError(
             f"models that are trained side by side have one worker each, got parallel {parallel} "
             f"and workers {options[0].workers}: give one of the two"
@@ -67,7 +67,7 @@ def train_all(
                 _raise_if_not_finite(workspace, run)
             return [result for result in written if result is not None]
         ray_folder = stack.enter_context(scratch_folder(workspace.models, ".ray-"))
-        with ray_session(), step("train", models=[run.model_id for run in runs]):
+        with step("train", models=[run.model_id for run in runs]):
             _fit(ray_folder.absolute(), runs)
         for run in runs:
             _raise_if_not_finite(workspace, run)

@@ -66,7 +66,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings["runs"]` are plain data, made by `ray_jobs.train`."""
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
-    group = WorkerGroup.of_this_worker()
+    group = WorkerGroup.of_this_worker(use_gpu=settings["use_gpu"])
     for of_run in settings["runs"]:
         if not train_one(of_run, group):
             return

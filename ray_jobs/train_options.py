@@ -43,6 +43,7 @@ class TrainOptions:
     code_start: str = "random"
     """How code tables begin: `random`, or from the codebooks' `centroids`."""
     workers: int = 1
+    """Of Ray Train; 0: none, the driver trains (`worker_fit.py`)."""
     gpu: bool | None = None
     """One CUDA device a worker; by default where Ray has one for each."""
     checkpoint_every_s: float = 60.0
@@ -53,9 +54,9 @@ class TrainOptions:
         if self.model not in MODELS:
             raise InputError(f"model must be one of {MODELS}, got {self.model!r}")
         sizes = ("epochs", "patience", "batch_size", "embedding_width", "attention_hidden")
-        for name in (*sizes, "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (*((size, 1) for size in sizes), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.tower_hidden or min(self.tower_hidden) < 1:
             raise InputError(f"tower_hidden must be widths of at least 1, got {self.tower_hidden}")
         if self.batch_size < self.workers:

@@ -3,8 +3,12 @@
 A worker that dies takes its group with it; the group is started again `RESTARTS` times, and the
 loop goes on from its newest checkpoint (`checkpoints.py`). The driver shows what the first worker
 writes into a run's folder (`run_folder.py`).
+
+With 0 workers Ray Train runs the loop in this process (its local mode): there is no Ray and no
+group to start, and a debugger stops in the loop; what fails ends the command.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from typing import Any
 
 from feature_repo.errors import InputError
 from ray_jobs.progress import log
+from ray_jobs.ray_session import ray_session
 from ray_jobs.run_folder import CURVE_FILE, STARTS_FILE, json_lines
 
 SHOW_EVERY_S = 1.0
@@ -29,43 +34,70 @@ def fit_on_workers(
     workers: int,
     gpu: bool | None,
 ) -> None:
-    """Runs `loop(settings)` on each worker, in a connected Ray, and waits until all have ended.
+    """Runs `loop(settings)` on each worker and waits until all have ended; 0 workers: runs it here.
 
-    `runs`: the name under which an epoch is shown, and the folder that it is written to. `gpu`:
-    one CUDA device a worker; None: where Ray has one for each. InputError where Ray has not enough
-    of either; RuntimeError when the last restart has failed.
+    `loop` finds `use_gpu` among its settings. `runs`: the name under which an epoch is shown, and
+    the folder that it is written to. `gpu`: one CUDA device a worker; None: where there is one for
+    each. InputError where there are not enough; RuntimeError when the last restart has failed.
     """
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    use_gpu = gpus >= workers if gpu is None else gpu
-    for name, there in (("CPU", int(resources["CPU"])), *([("GPU", gpus)] if use_gpu else [])):
-        if there < workers:
+    with _this_process() if workers == 0 else _ray(workers) as gpus:
+        needed = max(workers, 1)
+        use_gpu = gpus >= needed if gpu is None else gpu
+        if use_gpu and gpus < needed:
             raise InputError(
-                f"{workers} workers need a {name} each, Ray has {there}: give fewer "
-                f"--workers{', or --cpu' if name == 'GPU' else ''}"
+                f"{needed} workers need a GPU each, there are {gpus}: give fewer --workers, "
+                "or --cpu"
             )
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        run_config=RunConfig(
-            name="ray",  # in a folder of its own: Ray would resume a run of the same name
-            storage_path=str(ray_folder),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    with shown(runs):
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config=settings | {"use_gpu": use_gpu},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name="ray",  # in a folder of its own: Ray would resume a run of the same name
+                storage_path=str(ray_folder),
+                failure_config=FailureConfig(max_failures=RESTARTS),
+            ),
+        )
+        with shown(runs):
+            try:
+                trainer.fit()
+            except TrainingFailedError as error:
+                raise RuntimeError(
+                    f"the training failed {RESTARTS + 1} times; what it has done is kept, and the "
+                    "same command goes on from there"
+                ) from error
+
+
+@contextmanager
+def _ray(workers: int) -> Iterator[int]:
+    """A connected Ray with a CPU for each worker; yields how many CUDA devices it has."""
+    import ray
+
+    with ray_session():
+        resources = ray.cluster_resources()
+        cpus = int(resources["CPU"])
+        if cpus < workers:
+            raise InputError(
+                f"{workers} workers need a CPU each, Ray has {cpus}: give fewer --workers"
+            )
+        yield int(resources.get("GPU", 0))
+
+
+@contextmanager
+def _this_process() -> Iterator[int]:
+    """Keeps the loop's seeds and threads to the block; yields how many CUDA devices there are."""
+    import torch
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # as `connect_to_ray` has it
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
         try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise RuntimeError(
-                f"the training failed {RESTARTS + 1} times; what it has done is kept, and the same "
-                "command goes on from there"
-            ) from error
+            yield torch.cuda.device_count()
+        finally:
+            torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import ray
+import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -22,16 +23,18 @@ class WorkerGroup:
     world_size: int
     device: torch.device
     node: str
-    """Id of the node that this worker is on."""
+    """Id of the node that this worker is on; "" where there is no Ray."""
 
     @classmethod
-    def of_this_worker(cls) -> "WorkerGroup":
+    def of_this_worker(cls, *, use_gpu: bool) -> "WorkerGroup":
         context = ray.train.get_context()
+        # Without `use_gpu` a worker sees no CUDA device, but in this process Ray Train takes one.
+        device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
         return cls(
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
-            device=cast(torch.device, ray.train.torch.get_device()),
-            node=ray.get_runtime_context().get_node_id(),
+            device=cast(torch.device, device),
+            node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
         )
 
     @property

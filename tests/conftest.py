@@ -55,7 +55,7 @@ def ray_local():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, ray_local):
+def trained(tmp_path_factory):
     """A published workspace, and what training MCCA on it answered."""
     from tests.trained import published_workspace, train_small
 

@@ -18,7 +18,7 @@ LabelRule = Annotated[str, typer.Option(help="complete, favourite, replayed or s
 Epochs = Annotated[int, typer.Option(help="Passes over the training part at most.")]
 BatchSize = Annotated[int, typer.Option(help="Rows of one optimizer step, over all workers.")]
 LearningRate = Annotated[float, typer.Option(help="Adam's learning rate.")]
-Workers = Annotated[int, typer.Option(help="Ray Train workers.")]
+Workers = Annotated[int, typer.Option(help="Ray Train workers; 0: train in this process.")]
 Gpu = Annotated[
     bool | None,
     typer.Option("--gpu/--cpu", help="One CUDA device a worker; by default if there are enough."),

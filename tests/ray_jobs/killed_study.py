@@ -4,6 +4,7 @@ RAY_ADDRESS=... python -m tests.ray_jobs.killed_study WORKSPACE PARALLEL
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from feature_repo.workspace import Workspace
@@ -23,7 +24,12 @@ OPTIONS = StudyOptions(
     ),
 )
 
-if __name__ == "__main__":
-    from dataclasses import replace
 
-    study(Workspace(Path(sys.argv[1])), replace(OPTIONS, parallel=int(sys.argv[2])))
+def options(parallel: int) -> StudyOptions:
+    """One run at a time is trained by the driver itself."""
+    train = replace(OPTIONS.train, workers=min(parallel - 1, 1))
+    return replace(OPTIONS, parallel=parallel, train=train)
+
+
+if __name__ == "__main__":
+    study(Workspace(Path(sys.argv[1])), options(int(sys.argv[2])))

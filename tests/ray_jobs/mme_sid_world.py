@@ -70,5 +70,6 @@ def small(base: Path, **changes) -> TrainMmeSidOptions:
         "lora_rank": 4,
         "lora_alpha": 8,
         "checkpoint_every_s": 0.0,
+        "workers": 0,
     }
     return TrainMmeSidOptions(**settings | changes)

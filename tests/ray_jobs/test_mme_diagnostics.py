@@ -26,7 +26,7 @@ from tests.ray_jobs.sequence_world import LENGTH
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, ray_local):
+def made(tmp_path_factory):
     """The workspace, a model's options and a generation's."""
     workspace, base = published_world(tmp_path_factory.mktemp("diagnostics"))
     model_id = train_mme_sid(workspace, small(base, epochs=1))["model_id"]

@@ -257,7 +257,7 @@ def test_compiled_layers_give_the_same_values_and_gradients(tmp_path):
         ("epochs", 0),
         ("code_start", "zeros"),
         ("lora_rank", 0),
-        ("workers", 0),
+        ("workers", -1),
         ("checkpoint_every_s", -1.0),
         ("code_width", 0),
     ],

@@ -26,7 +26,13 @@ from tests.ray_jobs.html_page import Page
 from tests.ray_jobs.study_world import TRACK_COUNT, published_world
 
 TRAIN = TrainOptions(
-    epochs=3, patience=3, batch_size=64, learning_rate=5e-3, embedding_width=8, tower_hidden=(16,)
+    epochs=3,
+    patience=3,
+    batch_size=64,
+    learning_rate=5e-3,
+    embedding_width=8,
+    tower_hidden=(16,),
+    workers=0,
 )
 PREFIX_VARIANTS = (
     "weight 0 (RQ)",
@@ -46,8 +52,8 @@ def world(tmp_path_factory, ray_local):
 
 @pytest.fixture(scope="module")
 def studied(world):
-    """The question of the prefix weight, two seeds a variant, three runs at a time."""
-    options = QuestionOptions(questions=("prefix",), seeds=2, parallel=3, train=TRAIN)
+    """The question of the prefix weight, two seeds a variant."""
+    options = QuestionOptions(questions=("prefix",), seeds=2, train=TRAIN)
     result = answer_questions(world.workspace, options)
     return SimpleNamespace(
         **vars(world), page=result["page"], answer=result["questions"]["prefix"], options=options
@@ -196,7 +202,8 @@ def test_models_that_share_all_else_are_studied_beside_it(studied):
     page = Page(studied.page)
     assert {"differences-models", "differences-prefix"} <= set(page.figures())
     assert "din_sid against din, all rows: AUC" in page.text
-    beside = study(studied.workspace, replace(options, parallel=2))
+    train = replace(TRAIN, workers=1)
+    beside = study(studied.workspace, replace(options, parallel=2, train=train))
     for model, summary in answer["models"].items():
         assert beside["models"][model]["model_ids"] == summary["model_ids"]
         # Another number of threads adds up in another order.
@@ -245,8 +252,9 @@ def test_bad_options_name_field_and_value(options, problem):
     ("train", "parallel", "problem"),
     [
         (replace(TRAIN, workers=2), 2, "one worker each, got parallel 2 and workers 2"),
-        (TRAIN, 5_000, "5000 runs at a time need a CPU each, Ray has"),
-        (replace(TRAIN, gpu=True), 2, "runs on a GPU need one, Ray has 0: give --cpu"),
+        (TRAIN, 2, "one worker each, got parallel 2 and workers 0"),
+        (replace(TRAIN, workers=1), 5_000, "5000 runs at a time need a CPU each, Ray has"),
+        (replace(TRAIN, workers=1, gpu=True), 2, "runs on a GPU need one, Ray has 0: give --cpu"),
     ],
 )
 def test_what_cannot_be_trained_side_by_side_is_refused(world, train, parallel, problem):
@@ -264,7 +272,6 @@ def test_a_family_that_the_base_lacks_is_refused(world):
 
 @pytest.mark.slow
 def test_the_other_questions_are_answered_too(world):
-    """All in one group of workers."""
     questions = ("quantizers", "attention", "collaborative")
     train = replace(TRAIN, epochs=1)
     found = answer_questions(

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import ray
 from feature_repo.artifacts import MANIFEST, read_manifest
 from ray_jobs.run_folder import FINISHED_FILE, PREFIX
 from ray_jobs.study import study
-from tests.ray_jobs.killed_study import OPTIONS
+from tests.ray_jobs.killed_study import options
 from tests.ray_jobs.study_world import published_world
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ def test_a_killed_study_trains_no_run_twice(tmp_path, ray_local, parallel):
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     done, begun = ended_and_begun(workspace.models)
-    answer = study(workspace, replace(OPTIONS, parallel=parallel))
+    answer = study(workspace, options(parallel))
     starts = {}
     for summary in answer["models"].values():
         for model_id in summary["model_ids"]:

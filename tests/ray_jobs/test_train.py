@@ -1,4 +1,4 @@
-"""Training end to end with real Ray Train workers: artifacts, early end, worker counts."""
+"""Training end to end, here and with real Ray Train workers: artifacts, early end, counts."""
 
 import json
 import shutil
@@ -92,15 +92,16 @@ def test_two_workers_see_the_rows_of_one(trained):
 
 
 @pytest.fixture(scope="module")
-def in_one_group(trained):
+def in_one_group(trained, ray_local):
     """Runs after each other in one group of workers: starting one costs more than they do."""
     workspace, _ = trained
     names = ("again", "other seed", "until no better", "one epoch")
+    worker = replace(SMALL, workers=1)
     options = [
-        SMALL,
-        replace(SMALL, seed=7),
-        replace(SMALL, model="din", epochs=30, patience=1, learning_rate=0.05),
-        replace(SMALL, model="din", epochs=1),
+        worker,
+        replace(worker, seed=7),
+        replace(worker, model="din", epochs=30, patience=1, learning_rate=0.05),
+        replace(worker, model="din", epochs=1),
     ]
     results = dict(zip(names, train_all(workspace, options), strict=True))
     return {name: (result, _curve(workspace, result)) for name, result in results.items()}
@@ -136,7 +137,7 @@ def test_a_run_that_no_longer_improves_ends_and_keeps_its_best_epoch(in_one_grou
         assert result["validation_auc"] == max(epoch["validation_auc"] for epoch in curve)
 
 
-def test_a_fit_on_a_ray_of_its_own_watches_for_no_machine_to_be_taken_away(trained):
+def test_a_fit_on_a_ray_of_its_own_watches_for_no_machine_to_be_taken_away(in_one_group):
     import ray._private.state
 
     started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
@@ -156,12 +157,13 @@ def test_a_run_that_diverges_stops_and_saves_the_batch(trained):
         shutil.rmtree(left)
 
 
-def test_more_workers_than_ray_has_are_refused_at_once(trained):
+def test_more_workers_than_ray_has_are_refused_at_once(trained, ray_local):
     workspace, _ = trained
     with pytest.raises(InputError, match=r"500 workers need a CPU each.*--workers"):
         train_small(workspace, workers=500, batch_size=500)
-    with pytest.raises(InputError, match=r"1 workers need a GPU each, Ray has 0.*--cpu"):
-        train_small(workspace, gpu=True)
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"1 workers need a GPU each, there are 0.*--cpu"):
+            train_small(workspace, workers=workers, gpu=True)
 
 
 def test_sequences_of_another_log_are_refused(trained):
@@ -177,7 +179,7 @@ def test_sequences_of_another_log_are_refused(trained):
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_model(trained, in_one_group):
+def test_the_same_seed_gives_the_same_model_in_this_process_and_in_a_worker(trained, in_one_group):
     _, result = trained
     again, _ = in_one_group["again"]
     assert again["model_id"] == result["model_id"]
@@ -204,7 +206,7 @@ def test_a_changed_training_set_is_refused(trained):
         ("epochs", 0),
         ("batch_size", 0),
         ("learning_rate", 0.0),
-        ("workers", 0),
+        ("workers", -1),
         ("patience", 0),
         ("checkpoint_every_s", -1.0),
         ("code_start", "zeros"),

@@ -134,7 +134,7 @@ def test_training_begins_where_the_old_model_ended(tmp_path):
 
 
 @pytest.mark.slow
-def test_after_an_aligned_refit_on_more_tracks(tmp_path, ray_local):
+def test_after_an_aligned_refit_on_more_tracks(tmp_path):
     workspace = Workspace(tmp_path)
     dims = {"text": 8, "audio": 5}
     books = QuantizeOptions(levels=2, codes=6)

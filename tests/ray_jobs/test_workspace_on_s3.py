@@ -130,7 +130,7 @@ def test_a_second_publish_from_another_machine_reaches_the_first(machine, tmp_pa
 
 
 @pytest.mark.slow
-def test_trained_on_one_machine_ranked_on_another(machine, ray_local, tmp_path):
+def test_trained_on_one_machine_ranked_on_another(machine, tmp_path):
     from serving.ranker import ReleaseRanker
     from serving.releases import live_release, make_release
 
