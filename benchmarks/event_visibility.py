@@ -84,14 +84,12 @@ def main() -> None:
 
 def release_of_its_own(folder: Path) -> Workspace:
     """A small published workspace with a live release."""
-    from ray_jobs.ray_session import ray_session
     from serving.releases import make_release
     from tests.trained import published_workspace, train_small
 
     write_settings(folder, packed_sqlite())
-    with ray_session():
-        workspace = published_workspace(folder)
-        train_small(workspace, epochs=1)
+    workspace = published_workspace(folder)
+    train_small(workspace, epochs=1)
     make_release(workspace)
     return workspace
 
