@@ -13,7 +13,7 @@ import pytest
 
 import feature_repo  # noqa: F401  # before a test imports Feast
 
-pytest.register_assert_rewrite("tests.ray_jobs")  # before its helpers are imported
+pytest.register_assert_rewrite("tests.ray_jobs", "tests.serving")  # before helpers are imported
 pytest_plugins = ["tests.servers", "tests.servers_sql_s3"]
 
 # Two sessions that start Ray at once on a busy machine need longer than its 30 s.
