@@ -1,4 +1,4 @@
-"""MM-RQ-VAE: its loss and gradients against numpy, its training, its codes row by row."""
+"""MM-RQ-VAE: its training, its codes row by row, what it refuses."""
 
 from dataclasses import replace
 
@@ -8,151 +8,11 @@ import torch
 from torch.nn.functional import normalize
 
 from models.balance import capacity
-from models.mm_rq_vae import MmRqVaeNet, MmRqVaeOptions
-from models.mm_rq_vae_losses import info_nce, mmd
-from models.mm_rq_vae_training import START_BALANCE, _Rows, fit
+from models.mm_rq_vae import MmRqVaeOptions
+from models.mm_rq_vae_training import START_BALANCE, fit
 from models.rq_vae_net import start_books
-from models.sinkhorn import sinkhorn_codes
 from tests.models.blobs import blobs
-
-SMALL = MmRqVaeOptions(
-    levels=2, codes=8, hidden=(16,), latent_dims=4, epochs=4, batch_size=128, learning_rate=2e-3
-)
-
-
-def two(rows: int = 600, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Text and audio that turn around one hidden place in 3 dims; some items lack one."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = blobs(rows, 3, 9, seed=seed)
-    x = {
-        name: torch.tanh(hidden @ torch.randn(3, dims, generator=generator) / 2)
-        + 0.05 * torch.randn(rows, dims, generator=generator)
-        for name, dims in (("text", 10), ("audio", 7))
-    }
-    x["audio"][:40] = 0
-    x["text"][40:60] = 0
-    return x
-
-
-def net_of(options: MmRqVaeOptions, x: dict[str, torch.Tensor]) -> tuple[MmRqVaeNet, _Rows]:
-    rows = _Rows(x, None)
-    generator = torch.Generator().manual_seed(4)
-    net = MmRqVaeNet(rows.dims, options, generator)
-    with torch.no_grad():
-        for stack in net.stacks:
-            for level, book in enumerate(stack.books):
-                book.copy_(torch.randn(book.shape, generator=generator) / 2 ** (level + 1))
-    return net, rows
-
-
-def perceptron(layers, x):
-    layers = [tensor.detach().double().numpy() for tensor in layers]
-    for index in range(0, len(layers), 2):
-        x = (np.maximum(x, 0) if index else x) @ layers[index].T + layers[index + 1]
-    return x
-
-
-def transcription(net: MmRqVaeNet, x: dict[str, torch.Tensor], options: MmRqVaeOptions):
-    """The module's formulas on whole rows; the last level's codes as the net chose them."""
-    terms, latents = {}, {}
-    for name, rows in x.items():
-        stack, here = net.stack(name), (rows != 0).any(1).numpy()
-        raw = rows.double().numpy()[here]
-        raw = raw - raw.mean(0)
-        scaled = raw / np.sqrt((raw**2).sum() / raw.size)
-        z = r = perceptron(stack.encoder, scaled)
-        quantization = np.zeros(len(z))
-        for level, book in enumerate(stack.books):
-            e_all = book.detach().double().numpy()
-            distance = ((r[:, None] - e_all[None]) ** 2).sum(2)
-            code = distance.argmin(1)
-            if level == len(stack.books) - 1:
-                code = sinkhorn_codes(torch.tensor(distance)).numpy()
-            e = e_all[code]
-            quantization += (1 + options.mu) * ((r - e) ** 2).sum(1)
-            r = r - e
-        q = z - r
-        x_hat = perceptron(stack.decoder, q)
-        terms["reconstruction", name] = ((scaled - x_hat) ** 2).mean()
-        if options.reconstruction == "mmd":
-            terms["reconstruction", name] = float(mmd(torch.tensor(scaled), torch.tensor(x_hat)))
-        terms["quantization", name] = quantization.mean()
-        terms["distillation", name] = ((q - z) ** 2).sum(1).mean()
-        latents[name] = (here, q)
-    first, *others = x
-    for name in others:
-        both = latents[first][0] & latents[name][0]
-        a, b = (torch.tensor(q[both[here]]) for here, q in (latents[first], latents[name]))
-        terms["alignment", name] = float(
-            (info_nce if options.alignment == "infonce" else mmd)(a, b)
-        )
-    return terms
-
-
-@pytest.mark.parametrize("reconstruction", ["mmd", "mse"])
-@pytest.mark.parametrize("alignment", ["infonce", "mmd", "none"])
-@pytest.mark.parametrize("distillation", [0.0, 0.5])
-def test_every_term_equals_the_transcription(reconstruction, alignment, distillation):
-    options = replace(
-        SMALL,
-        reconstruction=reconstruction,
-        alignment=alignment,
-        distillation_weight=distillation,
-    )
-    x = two(90)
-    net, rows = net_of(options, x)
-    found, codes = net.losses(rows.batch(torch.arange(90)))
-    expected = transcription(net, x, options)
-    wanted = {
-        key
-        for key in expected
-        if (key[0] != "alignment" or alignment != "none")
-        and (key[0] != "distillation" or distillation)
-    }
-    assert set(found) == wanted
-    for key in wanted:
-        assert found[key].item() == pytest.approx(expected[key], rel=2e-4), key
-    assert {name: len(code) for name, code in codes.items()} == {"text": 70, "audio": 50}
-    assert net.rows(rows.present)["reconstruction", "text"] == 70
-    if alignment != "none":
-        assert net.rows(rows.present)["alignment", "audio"] == 30
-
-
-def test_gradients_pass_straight_through_and_codes_move_by_their_own_terms():
-    """One modality, linear encoder and decoder: every gradient is written down by hand."""
-    options = replace(
-        SMALL,
-        hidden=(),
-        reconstruction="mse",
-        levels=3,
-        quantization_weight=0.3,
-        distillation_weight=0.5,
-    )
-    x = {"text": blobs(60, 6, 5)}
-    net, rows = net_of(options, x)
-    batch = rows.batch(torch.arange(60))
-    found, codes = net.losses(batch)
-    loss = sum(net.weights[term] * value for (term, _), value in found.items())
-    loss.backward()
-    stack, scaled = net.stack("text"), batch.x["text"].double().numpy()
-    z = perceptron(stack.encoder, scaled)
-    books = [book.detach().double().numpy() for book in stack.books]
-    code = codes["text"].numpy()
-    steps, r = [], z
-    for level, book in enumerate(books):
-        steps.append((r, book[code[:, level]]))
-        r = r - book[code[:, level]]
-    q = z - r
-    back = 3 * 2 * (perceptron(stack.decoder, q) - scaled) / scaled.size
-    dz = back @ stack.decoder[0].detach().double().numpy()
-    dz += 0.3 * options.mu * 2 * sum(r - e for r, e in steps) / 60
-    np.testing.assert_allclose(stack.encoder[0].grad, dz.T @ scaled, rtol=1e-3, atol=1e-4)
-    for level, (r, e) in enumerate(steps):
-        # its own term, and distillation's 2 delta (q - z), which every level shares
-        pull = (0.3 * 2 * (e - r) + 0.5 * 2 * (q - z)) / 60
-        wanted = np.zeros_like(books[level])
-        np.add.at(wanted, code[:, level], pull)
-        np.testing.assert_allclose(stack.books[level].grad, wanted, rtol=1e-3, atol=1e-5)
+from tests.models.two_modalities import SMALL, net_of, perceptron, two
 
 
 def test_books_start_from_balanced_clusters():

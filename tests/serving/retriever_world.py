@@ -8,9 +8,11 @@ import pytest
 from feature_repo.workspace import Workspace
 from ray_jobs import score_users, user_scoring
 from ray_jobs.score_users import ScoreUsersOptions
+from serving.pressure import PressureOptions
 from tests.retrievers import write_retriever
 from tests.trained import TRACKS
 
+PATIENT = PressureOptions(deadline_ms=60_000, read_budget_ms=30_000)
 UNKNOWN_TRACKS = (5, 17)
 """Of the generations, to the retrievers that fit."""
 OLD_TRACKS = (900, 901)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,18 +9,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from feature_repo import schema
-from feature_repo.artifacts import MANIFEST
-from feature_repo.errors import ArtifactError, InputError
+from feature_repo.errors import InputError
 from feature_repo.store import open_store, read_online
 from serving.deployment import load_app
 from serving.live_releases import LiveReleases
 from serving.metrics import ServingMetrics
-from serving.pressure import PressureOptions
 from serving.ranker import ReleaseRanker
 from serving.ranking_service import RankingService
 from serving.recommendation import STALE_US, has_stale_candidates, retrieve
 from serving.releases import (
-    Release,
     live_release,
     make_release,
     promote,
@@ -34,13 +30,11 @@ from serving.retrieval.options import WITH_MME_SID
 from serving.schemas import RecommendRequest
 from serving.user_rows import made_up_user
 from tests.retrievers import brute_force
-from tests.serving.broken_releases import flip_byte, go_live
-from tests.serving.release_world import copied_model, rewrite_manifest
-from tests.serving.retriever_world import OLD_TRACKS
+from tests.serving.broken_releases import go_live
+from tests.serving.retriever_world import OLD_TRACKS, PATIENT
 from tests.trained import TRACKS
 
 USERS = (1, 2, 17, 40)
-PATIENT = PressureOptions(deadline_ms=60_000, read_budget_ms=30_000)
 
 
 def loaded(workspace) -> ReleaseRanker:
@@ -117,28 +111,6 @@ def test_candidates_are_stale_when_the_user_listened_on(world):
     assert has_stale_candidates(replace(user, newest_us=STALE_US + 11))
     assert not has_stale_candidates(replace(user, newest_us=1))  # nothing new: as good as today's
     assert not has_stale_candidates(made_up_user([3], 2 * STALE_US))  # there are none
-
-
-@pytest.fixture(scope="module")
-def service_of():
-    """Starts a service on the live release; all are closed at the end."""
-    services = []
-
-    def start(workspace, options=PATIENT) -> RankingService:
-        def load(release):
-            ranker = ReleaseRanker(workspace, release)
-            ranker.load_retriever()
-            return ranker
-
-        live = LiveReleases(workspace, load, poll_s=3600)
-        live.start()
-        log = RequestLog(RequestLogOptions(share=0))
-        services.append(RankingService(live, ServingMetrics(), options, log))
-        return services[-1]
-
-    yield start
-    for service in services:
-        service.close()
 
 
 def test_a_pass_that_does_not_fit_is_left_out_and_said(world, retrievers, service_of):
@@ -231,93 +203,6 @@ def test_the_same_model_is_loaded_once(world, retrievers):
     assert second.retriever.mme_sid is first.retriever.mme_sid is not None
     refreshed = second.retriever.refreshed(second.items)
     assert refreshed.mme_sid is first.retriever.mme_sid
-
-
-def missing(workspace, retriever):
-    shutil.rmtree(workspace.models / retriever)
-
-
-def flipped(workspace, retriever):
-    flip_byte(workspace.models / retriever / "mme_sid.safetensors")
-
-
-def other_base(workspace, retriever):
-    manifest = json.loads((workspace.models / retriever / MANIFEST).read_text())
-    base = manifest["parents"]["base"] | {"sha256": "0" * 64}
-    rewrite_manifest(workspace.models / retriever, parents={"base": base})
-
-
-def lost_base(workspace, retriever):
-    base = {"path": "/nonexistent", "sha256": "0" * 64}
-    rewrite_manifest(workspace.models / retriever, parents={"base": base})
-
-
-BREAKAGES = {
-    missing: "no model model-broken",
-    flipped: r"mme_sid\.safetensors was changed",
-    other_base: "was trained on a base with sha256 0000",
-    lost_base: "the base of model model-broken cannot be read",
-}
-
-
-@pytest.fixture
-def broken(world, retrievers):
-    """A copy of the live retriever, to be broken."""
-    name = copied_model(world.workspace, retrievers[0], "model-broken")
-    yield name
-    shutil.rmtree(world.workspace.models / name, ignore_errors=True)
-
-
-@pytest.mark.parametrize("breakage", BREAKAGES)
-def test_a_broken_retriever_is_refused_and_the_old_release_serves_on(
-    world, retrievers, broken, breakage, service_of
-):
-    workspace = world.workspace
-    good = make_release(workspace, world.new, retriever_model_id=broken)
-    first = make_release(workspace, world.new)
-    service = service_of(workspace)
-    breakage(workspace, broken)
-    with pytest.raises(ArtifactError, match=BREAKAGES[breakage]):
-        make_release(workspace, world.new, retriever_model_id=broken)
-    assert live_release(workspace).release_id == first["release_id"]
-    # Nor does a server take a release that was whole when it was made.
-    go_live(world, good["release_id"])
-    service.live.look()
-    status = service.live.status()
-    assert (status["live"], status["failed_loads"]) == (first["release_id"], 1)
-    answer = asyncio.run(service.recommend(RecommendRequest(user_id=1)))
-    assert answer.ranker.release.release_id == first["release_id"]
-
-
-def test_a_retriever_that_does_not_fit_is_refused(world, retrievers):
-    workspace, (_, batch, foreign) = world.workspace, retrievers
-    first = make_release(workspace, world.new)
-    reason = "of the 100 tracks .* holds 0%, wanted at least 50%"
-    with pytest.raises(ArtifactError, match=reason):
-        make_release(workspace, world.new, retriever_model_id=foreign)
-    with pytest.raises(ArtifactError, match=r"is 'mcca', wanted 'mme_sid'"):
-        make_release(workspace, world.new, retriever_model_id=world.old)
-    view = schema.candidates_view_name(batch)
-    path = workspace.feature_source(view) / MANIFEST
-    original = path.read_text()
-    manifest = json.loads(original)
-    manifest["info"]["retriever_sha256"] = "0" * 64
-    path.write_text(json.dumps(manifest))
-    try:
-        with pytest.raises(ArtifactError, match=f"other weights.*score-users --model-id {batch}"):
-            make_release(workspace, world.new, retriever_model_id=batch)
-    finally:
-        path.write_text(original)
-    assert live_release(workspace).release_id == first["release_id"]
-
-
-def test_a_service_without_the_candidates_is_refused(world, retrievers):
-    workspace, (_, batch, _) = world.workspace, retrievers
-    made = make_release(workspace, world.new, retriever_model_id=batch)
-    plain = make_release(workspace, world.new)
-    crossed = Release(**made | {"feature_service": plain["feature_service"]})
-    with pytest.raises(ArtifactError, match=rf"its models want .*{made['candidates_view']}"):
-        ReleaseRanker(workspace, crossed)
 
 
 def test_releases_with_and_without_retrievers_change_under_load(world, retrievers):
