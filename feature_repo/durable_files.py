@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 from threading import get_native_id
 from typing import BinaryIO
 
@@ -20,9 +21,10 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yields a file to write, which becomes `path` when it is synced; an error leaves `path` alone.
 
     The folder must be there. `mode`: who may read it, less the umask, from its first byte on. A
-    kill leaves a `.NAME.THREAD`; threads, as processes, each write a file of their own.
+    kill leaves a `.NAME.HOST.THREAD`. Threads write files of their own, also those of two
+    containers, which may well have one number but not one host name.
     """
-    partial = path.with_name(f".{path.name}.{get_native_id()}")
+    partial = path.with_name(f".{path.name}.{gethostname()}.{get_native_id()}")
     try:
         descriptor = os.open(partial, NEW, mode)
     except FileExistsError:  # of a killed one that had this number: with a mode of its own

@@ -1,6 +1,7 @@
 """A replaced file is the new one or the old one, and nothing is left beside it."""
 
 import os
+import socket
 import stat
 import threading
 
@@ -30,7 +31,7 @@ def test_an_error_leaves_what_was_there_alone(tmp_path):
 
 
 def test_what_a_killed_process_left_lends_neither_its_bytes_nor_its_mode(tmp_path):
-    left = tmp_path / f".secret.{threading.get_native_id()}"
+    left = tmp_path / f".secret.{socket.gethostname()}.{threading.get_native_id()}"
     left.write_text("longer than what comes")
     left.chmod(0o644)
     with replacing(tmp_path / "secret", mode=0o600) as stream:
