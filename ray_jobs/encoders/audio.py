@@ -26,6 +26,8 @@ SHORTFALL_S = 0.5
 """Seconds that a file may hold less than it declares: MP3 counts its padding in or out."""
 STREAMED_BYTES = 0xFFFF_0000
 """A WAV from a pipe declares a size from here on, as nobody knew the real one."""
+LEAST_RATE_HZ = 1000
+"""A header that declares less is damaged: of its noise there would be minutes."""
 BLOCK_SAMPLES = 2**20
 """Decoded at once, all channels together: six channels at 96 kHz need no more memory than one."""
 LARGEST_INT16 = 32767
@@ -74,6 +76,11 @@ def decode(
             raise AudioError("not audio: the file holds HTML")
         stream.seek(0)
         samples, rate = _by_libsndfile(stream, longest_s) or _by_ffmpeg(stream, longest_s)
+    if rate < LEAST_RATE_HZ:
+        raise AudioError(
+            f"not decodable: its header says {rate} samples a second, expected at least "
+            f"{LEAST_RATE_HZ}"
+        )
     if not np.isfinite(samples).all():
         raise AudioError("not finite: the samples hold NaN or infinity")
     return soxr.resample(samples, rate, sample_rate, quality="HQ")

@@ -91,6 +91,8 @@ def bad_file(folder: Path, kind: str) -> str | None:
         path = sound_file(folder, samples, f"{kind}.{kind.split()[1]}")
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
         return path.name
+    if kind == "slow":
+        return sound_file(folder, samples[:200], "slow.wav", rate=1).name
     changed = {
         "silent": 1e-4 * samples,
         "short": samples[: 4 * SAMPLE_RATE],

@@ -132,6 +132,7 @@ BAD_KINDS = {
     "short": r"too short: 4\.00 s, expected 5 s",
     "one sample": "too short",
     "nan": "not finite",
+    "slow": "not decodable: its header says 1 samples a second, expected at least 1000",
 }
 
 
