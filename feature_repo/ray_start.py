@@ -103,7 +103,7 @@ def _start(options: dict[str, Any]) -> None:
         )
     os.environ.setdefault(NODE_WAIT, f"{UP_WITHIN_S:.0f}")
     try:
-        with _patience():
+        with patience():
             ray.init(
                 address="local",  # without it Ray joins what a `ray start` has left running here
                 include_dashboard=False,
@@ -115,7 +115,7 @@ def _start(options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """A node that starts now is waited for UP_WITHIN_S: it asks for itself until it is known."""
     from ray._private import services
 

@@ -132,14 +132,14 @@ def test_killed_actors_lose_and_double_no_track(
 def test_drivers_killed_at_random_moments_lose_and_double_no_track(bands: Workspace) -> None:
     import ray
 
-    noise = np.random.default_rng(0).normal(0, 0.1, 120 * 22050)
+    noise = np.random.default_rng(0).normal(0, 0.1, 40 * 22050)
     sound_file(bands.root, noise, "long.flac")
     track_ids = list(range(90))
     write_tracks(bands, track_ids, audio_uri=["long.flac"] * len(track_ids))
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     random = np.random.default_rng(0)
     kept: dict[int, dict[str, object]] = {}
-    for moment in random.integers(2, 24, 3):
+    for moment in random.integers(2, 24, 2):
         with (bands.root / "driver.log").open("w") as output:
             driver = subprocess.Popen(
                 [sys.executable, "-m", "tests.ray_jobs.killed_embed", str(bands.root)],

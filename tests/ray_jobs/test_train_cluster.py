@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from feature_repo.artifacts import read_manifest
+from feature_repo.ray_start import patience
 from ray_jobs.run_folder import PREFIX
 from tests import train_driver
 from tests.trained import published_workspace
@@ -25,8 +26,9 @@ def cluster():
 
     os.environ.setdefault("RAY_worker_niceness", "0")
     node = {"num_cpus": 1, "object_store_memory": 128 * 2**20, "node_ip_address": "127.0.0.1"}
-    two = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    two.add_node(**node)
+    with patience():
+        two = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        two.add_node(**node)
     yield two
     two.shutdown()
 

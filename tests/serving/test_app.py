@@ -16,8 +16,8 @@ from tests.trained import TRACKS
 
 @pytest.fixture(scope="module")
 def client(trained):
-    workspace, _ = trained
-    make_release(workspace)
+    workspace, result = trained
+    make_release(workspace, result["model_id"])
     # On a busy machine nothing is given up: a degraded answer has no scores to compare.
     patient = PressureOptions(deadline_ms=60_000, read_budget_ms=30_000)
     return TestClient(load_app(workspace, pressure=patient))

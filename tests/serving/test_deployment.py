@@ -47,8 +47,8 @@ def test_serving_without_a_release_names_the_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ranks_until_a_signal_and_ends_with_its_answer(trained, ending):
-    workspace, _ = trained
-    made = make_release(workspace)
+    workspace, result = trained
+    made = make_release(workspace, result["model_id"])
     command = [Path(sys.executable).parent / "crescendo", "--workspace", workspace.root, "serve"]
     port = free_port()
     server = subprocess.Popen(

@@ -232,20 +232,21 @@ def test_where_events_cannot_be_taken_the_route_says_so():
     assert response.headers["retry-after"] == "1"
 
 
-def packed_copy(workspace, folder):
+def packed_copy(trained, folder):
     """A workspace of its own, published to a store that merges, with a live release."""
+    workspace, result = trained
     shutil.copytree(workspace.root, folder)
     settings = yaml.safe_load((folder / "feature_store.yaml").read_text())
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings | {"online_store": SQLITE}))
     copy = Workspace(folder)
     publish(copy)
-    make_release(copy)
+    make_release(copy, result["model_id"])
     return copy
 
 
 def test_the_next_ranking_sees_the_event(trained, tmp_path):
     """The real application: a new user's first listen, and one more of a known user."""
-    workspace = packed_copy(trained[0], tmp_path / "w")
+    workspace = packed_copy(trained, tmp_path / "w")
     client = TestClient(load_app(workspace, pressure=PATIENT))
 
     def rank(user_id):

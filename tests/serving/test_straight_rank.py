@@ -16,8 +16,8 @@ GOOD = json.dumps({"user_id": 1, "candidates": [5, 3, 8, 777]})
 
 @pytest.fixture(scope="module")
 def client(trained):
-    workspace, _ = trained
-    make_release(workspace)
+    workspace, result = trained
+    make_release(workspace, result["model_id"])
     patient = PressureOptions(deadline_ms=60_000, read_budget_ms=30_000)
     return TestClient(load_app(workspace, pressure=patient))
 
