@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKSPACE ?= workspace
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Crescendo needs Python 3.11 or newer; pass PYTHON=python3.11")'
@@ -17,8 +17,14 @@ demo: .venv/.installed
 # Two processes, one torch thread each: more threads than cores make OpenMP wait for itself.
 # In the order of tests/conftest.py: the longest files first, which xdist would undo.
 # Bytecode is kept, whatever the machine says: hundreds of processes would compile what they import.
+# `test` leaves out what takes more than ten seconds; CI runs all.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/.installed
+	$(PYTEST)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -80,6 +80,7 @@ def test_no_read_mixes_generations_embedded(tmp_path):
     check(publish_while_reading(workspace, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_no_read_mixes_generations_on_redis(tmp_path, redis_server):
     online = {

@@ -104,6 +104,7 @@ def test_every_kind_of_bad_file_is_a_row_between_good_ones(bands: Workspace) -> 
     assert embed(bands, AUDIO)["embedded"] == 0
 
 
+@pytest.mark.slow
 def test_killed_actors_lose_and_double_no_track(
     bands: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def on_disk(workspace: Workspace) -> dict[int, dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["prepare", "encode"])
 def test_a_track_that_kills_its_worker_is_an_error_row(
     bands: Workspace, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -225,6 +227,7 @@ class SlowEncoder(BandEncoder):
         return super().encode(prepared)
 
 
+@pytest.mark.slow
 def test_the_pipelines_rate_is_compared_with_the_bare_loops(bands: Workspace) -> None:
     encoder = SlowEncoder(root=bands.root.absolute())
     tracks = pa.table({"track_id": range(24), "audio_uri": ["tune.flac"] * 24})

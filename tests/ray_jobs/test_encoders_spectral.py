@@ -88,6 +88,7 @@ def test_tempo_profile_peaks_at_the_tempo(tempo: float) -> None:
     assert profile[off_beat] < 0.5 * profile[band]
 
 
+@pytest.mark.slow
 def test_mel_bank_is_that_of_librosa() -> None:
     from librosa.filters import mel
 

@@ -235,6 +235,7 @@ def test_workers_do_what_one_does_where_rows_stand_alone(tmp_path, ray_local):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_publish_a_generation_and_say_so(quantized, ray_local):
     workspace, result = quantized
     split = quantize(workspace, replace(OPTIONS, workers=2))
@@ -250,6 +251,7 @@ def test_workers_publish_a_generation_and_say_so(quantized, ray_local):
         np.testing.assert_array_equal(codes, published)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_a_fit_ends_it_and_nothing_is_written(
     tmp_path, monkeypatch, ray_local
 ):

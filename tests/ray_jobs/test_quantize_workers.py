@@ -95,6 +95,7 @@ def catalogue(tmp_path):
     return workspace
 
 
+@pytest.mark.slow
 def test_a_generation_is_the_same_whoever_fits_it_and_says_who_did(catalogue, ray_local):
     first = quantize(catalogue, OPTIONS)["generation_id"]
     again = replace(OPTIONS, align_to=first, sample_rows=40, seed=1)
@@ -109,6 +110,7 @@ def test_a_generation_is_the_same_whoever_fits_it_and_says_who_did(catalogue, ra
     assert alone["alignment"] == split["alignment"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_a_fit_ends_it_and_nothing_is_written(
     catalogue, monkeypatch, ray_local
 ):

@@ -36,6 +36,7 @@ def test_workers_stay_for_the_next_run_and_answers_keep_the_order(world, runs):
     assert len({answer["process"] for answer in answers}) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deaths", [RESTARTS, RESTARTS + 1])
 def test_a_run_whose_worker_dies_is_tried_again_so_many_times(world, runs, deaths, tmp_path):
     def dies_of_seed_1(_, run):
