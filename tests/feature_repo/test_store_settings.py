@@ -1,8 +1,9 @@
 """Which stores a workspace uses: what is accepted, refused, hidden, and said when it changes."""
 
 import json
-import os
+import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,7 +259,8 @@ def test_an_unreachable_redis_is_named_at_once(tmp_path):
 def test_a_killed_write_leaves_the_old_settings(tmp_path):
     """The file is replaced by a rename: what a killed writer left beside it does not matter."""
     read_settings(tmp_path)
-    (tmp_path / f".feature_store.yaml.{os.getpid()}").write_text("project: half")
+    left = f".feature_store.yaml.{socket.gethostname()}.{threading.get_native_id()}"
+    (tmp_path / left).write_text("project: half")
     set_stores(Workspace(tmp_path), "redis://127.0.0.1:6379/0")
     assert read_settings(tmp_path).project == "crescendo"
     assert [path.name for path in tmp_path.iterdir()] == ["feature_store.yaml"]
