@@ -43,6 +43,8 @@ from serving.ranking_pb2 import RankRequest, RankResponse
 
 CLIENTS = (1, 8)
 CANDIDATES = (500, 1000, 2000)
+LEAST_BYTES = 5
+"""Of an answer for each candidate: a track id of one byte, a score of four."""
 PATIENT_MS = 60_000
 """Longer than any answer takes: what is compared is whole answers."""
 BOTH = """
@@ -162,7 +164,7 @@ def h2load_http(
     url: str, bodies: list[bytes], clients: int, seconds: int, process: psutil.Process
 ) -> dict[str, float]:
     how = ["--h1", "--clients", str(clients), "--header", "content-type: application/json"]
-    return h2load([*how, f"{url}/v1/rank"], bodies[0], seconds, process)
+    return h2load([*how, f"{url}/v1/rank"], bodies[0], bodies[0], seconds, process)
 
 
 def h2load_grpc(
@@ -170,12 +172,15 @@ def h2load_grpc(
 ) -> dict[str, float]:
     how = ["--max-concurrent-streams", str(clients), "--header", "te: trailers"]
     how += ["--header", "content-type: application/grpc", f"http://127.0.0.1:{port}{METHOD}"]
-    return h2load(how, frame(message(bodies[0])), seconds, process)
+    return h2load(how, frame(message(bodies[0])), bodies[0], seconds, process)
 
 
-def h2load(how: list[str], body: bytes, seconds: int, process: psutil.Process) -> dict[str, float]:
+def h2load(
+    how: list[str], sent: bytes, body: bytes, seconds: int, process: psutil.Process
+) -> dict[str, float]:
+    """One request, `sent`, again and again; `body` is the same as HTTP has it."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(body)
+        file.write(sent)
         file.flush()
         begun_s = cpu_s(process)
         said = subprocess.run(
@@ -183,10 +188,15 @@ def h2load(how: list[str], body: bytes, seconds: int, process: psutil.Process) -
             capture_output=True,
             text=True,
         ).stdout
-    found = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", said)
-    if found is None or not int(found[1]):
+    statuses = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", said)
+    ends = re.search(r"0 failed, 0 errored, 0 timeout", said)
+    received = re.search(r"\((\d+)\) data", said)
+    if not (statuses and ends and received and int(statuses[1])):
+        raise SystemExit(f"h2load did not get every answer:\n{said}")
+    answers = int(statuses[1])
+    # gRPC tells a failure behind status 200, without a message.
+    if int(received[1]) < answers * LEAST_BYTES * len(json.loads(body)["candidates"]):
         raise SystemExit(f"h2load got other answers than whole ones:\n{said}")
-    answers = int(found[1])
     return {"per_s": answers / seconds, "cpu_ms": 1e3 * (cpu_s(process) - begun_s) / answers}
 
 

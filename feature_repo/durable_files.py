@@ -21,8 +21,9 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yields a file to write, which becomes `path` when it is synced; an error leaves `path` alone.
 
     The folder must be there. `mode`: who may read it, less the umask, from its first byte on. A
-    kill leaves a `.NAME.HOST.THREAD`. Threads write files of their own, also those of two
-    containers, which may well have one number but not one host name.
+    kill leaves a `.NAME.HOST.THREAD`, which only the same thread of that host writes over. Threads
+    write files of their own, also those of two containers, which may well have one number but not
+    one host name.
     """
     partial = path.with_name(f".{path.name}.{gethostname()}.{get_native_id()}")
     try:

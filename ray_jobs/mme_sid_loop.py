@@ -43,11 +43,11 @@ from ray_jobs.checkpoints import (
 from ray_jobs.mme_sid_base import load_backbone
 from ray_jobs.mme_sid_lora import LoraSettings, adapter_tensors
 from ray_jobs.mme_sid_tables import read_tables
-from ray_jobs.next_item_fit import is_finished, say_diverged, share_of, take_threads
+from ray_jobs.next_item_fit import is_finished, say_diverged, share_of
 from ray_jobs.next_item_set import read_next_items
 from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, check_owner
 from ray_jobs.train_loop import agreed_start, begin
-from ray_jobs.worker_group import WorkerGroup
+from ray_jobs.worker_group import WorkerGroup, take_threads
 
 WINDOW = 16
 """Steps between two looks at the loss. Only there can a checkpoint be."""

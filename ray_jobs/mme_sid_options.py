@@ -48,8 +48,9 @@ class TrainMmeSidOptions(MmeSidTraining):
     compiled: bool = False
     """The decoder's layers compiled: a minute at the start, faster steps in less memory."""
     workers: int = 1
+    """Of Ray Train; 0: none, the driver trains (`worker_fit.py`)."""
     gpu: bool | None = None
-    """One CUDA device a worker; by default where Ray has one for each."""
+    """One CUDA device a worker; by default where there is one for each."""
     checkpoint_every_s: float = 60.0
     """Seconds between two checkpoints at least; longer where they take over 1% of the time."""
 

@@ -6,7 +6,6 @@ that the first worker wrote down where a loss is not finite, which no restart wo
 """
 
 import json
-import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -63,14 +62,6 @@ def fit_next_items(
         )
     if (run / DIVERGED_FILE).exists():
         raise InputError(json.loads((run / DIVERGED_FILE).read_text())["error"])
-
-
-def take_threads() -> None:
-    """This worker's part of its node's cores."""
-    import ray.train
-
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
 
 
 def is_finished(settings: dict[str, Any], group: WorkerGroup) -> bool:

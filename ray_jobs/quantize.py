@@ -192,7 +192,7 @@ def _fit_together(
 ) -> dict[str, Fitted]:
     """The fits that are made at once: of all families, or none.
 
-    Those of an MM-RQ-VAE are one fit; others share a group of workers, as starting one takes 15 s.
+    Those of an MM-RQ-VAE are one fit; others share a group of workers, which takes long to start.
     """
     quantizer, workers, folder = options.quantizer(), options.workers, workspace.codebooks
     if workers == 1 and not isinstance(quantizer, MmRqVaeOptions):

@@ -10,7 +10,6 @@ what Ray Train keeps of a run, in a scratch folder that ends with the fit.
 Shape suffixes: N rows, M rows of one worker, D dims, L levels.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +41,7 @@ from models.rows import check_rows
 from models.shards import Shards
 from ray_jobs.progress import log
 from ray_jobs.ray_session import ray_session
+from ray_jobs.worker_group import take_threads
 
 CPUS_OF_A_WORKER = 0.5
 """Booked; a worker's threads are its share of the machine's cores, whatever it books."""
@@ -57,7 +57,7 @@ class Job:
 
 
 def fit_in_workers(jobs: Sequence[Job], *, workers: int, device: str, folder: Path) -> list[Fitted]:
-    """Fits after each other in one group of workers (starting one takes 15 s), as one would.
+    """Fits after each other in one group of workers, which takes long to start, as one would.
 
     `device`: cpu, cuda, or auto: cuda if Ray has one for each worker. `folder`: where the scratch
     folder is made; on a cluster all its machines must see it. All rows are copied once into Ray's
@@ -130,12 +130,11 @@ def run_in_workers(
 
 def this_worker() -> tuple[int, torch.device]:
     """Inside a worker: its number and its device, made ready for work."""
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    take_threads()
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return context.get_world_rank(), device
+    return ray.train.get_context().get_world_rank(), device
 
 
 def worker_fits(settings: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -5,7 +5,7 @@
     checkpoints/          the last two (`checkpoints.py`)
     best-EEEE.safetensors weights after the best epochs that a checkpoint may need
     metrics.jsonl         a line an epoch
-    starts.jsonl          a line each time that a group of workers began or went on
+    starts.jsonl          a line each time that workers began or went on
     workers/RANK.json     which process on which node that rank is
     owner                 which driver's workers may write here: see `check_owner`
     last.safetensors, finished.json     when the training has ended

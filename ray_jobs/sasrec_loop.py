@@ -25,11 +25,11 @@ from ray_jobs.checkpoints import (
     read_progress,
     write_weights,
 )
-from ray_jobs.next_item_fit import is_finished, say_diverged, share_of, take_threads
+from ray_jobs.next_item_fit import is_finished, say_diverged, share_of
 from ray_jobs.next_item_set import read_next_items
 from ray_jobs.run_folder import CURVE_FILE, FINISHED_FILE, check_owner
 from ray_jobs.train_loop import agreed_start, begin
-from ray_jobs.worker_group import WorkerGroup
+from ray_jobs.worker_group import WorkerGroup, take_threads
 
 
 def sasrec_loop(settings: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def train(workspace: Workspace, options: TrainOptions) -> dict[str, Any]:
 def train_all(
     workspace: Workspace, options: Sequence[TrainOptions], parallel: int = 1
 ) -> list[dict[str, Any]]:
-    """Trains models after each other in one group of workers: starting one takes 15 s.
+    """Trains models after each other, in one group of workers: starting one takes longer than some.
 
     With `parallel` above 1 so many are trained at a time, by one worker each (`side_by_side.py`).
     All must agree on `workers` and `gpu`. Models whose training had ended when an earlier call was

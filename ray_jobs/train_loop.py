@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.train
 import torch
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
@@ -56,7 +55,7 @@ from ray_jobs.training_stream import (
     train_rows,
 )
 from ray_jobs.validation import validate
-from ray_jobs.worker_group import WorkerGroup
+from ray_jobs.worker_group import WorkerGroup, take_threads
 
 WINDOW = 64
 """Batches between two looks at the loss. Only there can a checkpoint be."""
@@ -64,8 +63,7 @@ WINDOW = 64
 
 def train_loop(settings: dict[str, Any]) -> None:
     """One worker's whole work. `settings["runs"]` are plain data, made by `ray_jobs.train`."""
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    take_threads()
     group = WorkerGroup.of_this_worker(use_gpu=settings["use_gpu"])
     for of_run in settings["runs"]:
         if not train_one(of_run, group):

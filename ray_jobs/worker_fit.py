@@ -9,16 +9,20 @@ group to start, and a debugger stops in the loop; what fails ends the command.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.errors import InputError
 from ray_jobs.progress import log
 from ray_jobs.ray_session import ray_session
 from ray_jobs.run_folder import CURVE_FILE, STARTS_FILE, json_lines
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchConfig
 
 SHOW_EVERY_S = 1.0
 RESTARTS = 2
@@ -38,7 +42,8 @@ def fit_on_workers(
 
     `loop` finds `use_gpu` among its settings. `runs`: the name under which an epoch is shown, and
     the folder that it is written to. `gpu`: one CUDA device a worker; None: where there is one for
-    each. InputError where there are not enough; RuntimeError when the last restart has failed.
+    each. InputError where there are not enough; RuntimeError when the last restart has failed; the
+    loop's own error where it ran here.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -47,13 +52,15 @@ def fit_on_workers(
         needed = max(workers, 1)
         use_gpu = gpus >= needed if gpu is None else gpu
         if use_gpu and gpus < needed:
+            fewer = "fewer --workers, or " if workers > 1 else ""
             raise InputError(
-                f"{needed} workers need a GPU each, there are {gpus}: give fewer --workers, "
-                "or --cpu"
+                f"{needed} GPU{'s are' if needed > 1 else ' is'} needed, there are {gpus}: give "
+                f"{fewer}--cpu"
             )
         trainer = TorchTrainer(
             loop,
             train_loop_config=settings | {"use_gpu": use_gpu},
+            torch_config=None if use_gpu or workers else _without_cuda(),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 name="ray",  # in a folder of its own: Ray would resume a run of the same name
@@ -88,16 +95,29 @@ def _ray(workers: int) -> Iterator[int]:
 
 @contextmanager
 def _this_process() -> Iterator[int]:
-    """Keeps the loop's seeds and threads to the block; yields how many CUDA devices there are."""
+    """Keeps the loop's seed, as far as the CPU goes, to the block; yields how many CUDA devices."""
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun: each would be a driver
+        raise InputError(
+            "WORLD_SIZE is set, as by torchrun: with --workers 0 one process trains; start the "
+            "command alone, with --workers for more"
+        )
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # as `connect_to_ray` has it
-    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        try:
-            yield torch.cuda.device_count()
-        finally:
-            torch.set_num_threads(threads)
+        yield torch.cuda.device_count()
+
+
+def _without_cuda() -> "TorchConfig":
+    """For a loop on the CPU of this process: Ray Train would take a CUDA device that is there."""
+    from ray.train.torch import TorchConfig
+
+    class Config(TorchConfig):
+        @property
+        def train_func_context(self) -> Callable[[], AbstractContextManager[None]]:
+            return nullcontext
+
+    return Config()
 
 
 @contextmanager

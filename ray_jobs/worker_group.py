@@ -6,6 +6,7 @@ group's backend (gloo, NCCL) wants them.
 Shape suffixes: S rows of one worker's share, N rows of all.
 """
 
+import os
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +16,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def take_threads() -> None:
+    """A worker's part of its node's cores: Ray gives it one thread. A driver keeps its own."""
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+        local_workers = ray.train.get_context().get_local_world_size()
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
 
 
 @dataclass(frozen=True, kw_only=True)

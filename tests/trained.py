@@ -46,7 +46,7 @@ SMALL = TrainOptions(
     embedding_width=16,
     workers=0,
 )
-"""Trained in the process that asks: a group of Ray Train workers costs four times the fit."""
+"""Trained in the process that asks: a group of Ray Train workers costs more than the fit."""
 
 
 def train_small(workspace: Workspace, **changes) -> dict:

@@ -1,4 +1,4 @@
-"""PSRQ against a plain numpy transcription of its formulas in 2d, and the paper's claims."""
+"""PSRQ against a plain numpy transcription of its formulas in 2d; edge cases, ties, speed."""
 
 import time
 
@@ -284,9 +284,6 @@ def test_wrong_tensors_are_named():
         load(residual_0=good["residual_0"] / 0)
     with pytest.raises(ValueError, match="prefix_weight must be at least 0"):
         load(weight=-1.0)
-
-
-# --- the claims of paper.md section 1.1, on real embeddings -----------------------------------
 
 
 @pytest.mark.slow

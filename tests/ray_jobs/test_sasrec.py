@@ -128,6 +128,12 @@ def test_options_name_field_and_value():
         SasRecRunOptions(checkpoint_every_s=-1)
 
 
+def test_the_driver_trains_by_itself(tmp_path):
+    workspace = published_world(tmp_path, circle_log(repeating=5))
+    answer = sasrec(workspace, replace(SMALL, epochs=1, workers=0))
+    assert (answer["tracks"], answer["ok"], answer["dim"]) == (TRACKS + NEVER, TRACKS, 8)
+
+
 def test_a_log_that_cannot_be_learned_from_is_refused(tmp_path):
     log = [one for one in circle_log() if one["event_id"] % 5 == 0][:1]
     workspace = published_world(tmp_path, log)

@@ -162,8 +162,10 @@ def test_more_workers_than_ray_has_are_refused_at_once(trained, ray_local):
     with pytest.raises(InputError, match=r"500 workers need a CPU each.*--workers"):
         train_small(workspace, workers=500, batch_size=500)
     for workers in (0, 1):
-        with pytest.raises(InputError, match=r"1 workers need a GPU each, there are 0.*--cpu"):
+        with pytest.raises(InputError, match=r"^1 GPU is needed, there are 0: give --cpu$"):
             train_small(workspace, workers=workers, gpu=True)
+    with pytest.raises(InputError, match=r"^2 GPUs are needed, there are 0: give fewer --workers"):
+        train_small(workspace, workers=2, gpu=True)
 
 
 def test_sequences_of_another_log_are_refused(trained):

@@ -82,14 +82,17 @@ def test_a_killed_worker_changes_no_bit(world):
     assert result["logloss"] == world.result["logloss"]
 
 
-def test_a_killed_driver_is_followed_by_one_that_trains_by_itself(world):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(world, workers):
     driver = train_driver.start(world.workspace, world.address, workers=2)
     train_driver.at_first_checkpoint(
         world.workspace, driver, lambda _: os.kill(driver.pid, signal.SIGKILL)
     )
     assert driver.wait() == -signal.SIGKILL
     assert len(list(world.workspace.models.glob(f"{PREFIX}*"))) == 1
-    result = train_driver.answer(train_driver.start(world.workspace, world.address, workers=0))
+    result = train_driver.answer(
+        train_driver.start(world.workspace, world.address, workers=workers)
+    )
     first, second = starts_of(world, result)
     assert (first["workers"], second["workers"]) == (2, 1)
     assert second["batch"] > 0

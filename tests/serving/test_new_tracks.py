@@ -1,5 +1,7 @@
 """Tracks that come after the release: a real server proposes and ranks them soon after `assign`."""
 
+import threading
+
 import httpx
 import pytest
 import yaml
@@ -54,7 +56,7 @@ def test_assigned_tracks_are_proposed_and_ranked_by_a_running_server(tmp_path):
         write_catalogue(workspace, clustered(len(NEW) + TRACKS, DIMS))
         assert assign(workspace, generation_id)["assigned"] == len(NEW)
         while not set(proposed()) & set(NEW) or ranked()["missing"]["tracks"]:
-            pass
+            threading.Event().wait(0.1)
         sources = set().union(*(kinds for track, kinds in proposed().items() if track in NEW))
         assert {"vectors", "prefix"} <= sources
         scores = {one["track_id"]: one["score"] for one in ranked()["results"]}
